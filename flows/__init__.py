@@ -1,0 +1,1 @@
+"""Prefect flows, the `hstu2` command and the report."""

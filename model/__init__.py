@@ -1,0 +1,1 @@
+"""Reader, model, metrics and the stages train and evaluate."""

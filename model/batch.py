@@ -1,0 +1,97 @@
+"""The carriers between reader and model: jagged, newest first, never padded.
+
+Legend: B requests, T history tokens of a stream, C candidates, F fields, X contexts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UIHStream:
+    """One stream's histories of a batch of requests, concatenated; token 0 of a request is its newest event.
+
+    Request b owns tokens offsets_B1[b] : offsets_B1[b + 1].
+
+    Attributes:
+        offsets_B1: (B + 1,) int64.
+        items_TF: (T, F) int32, columns as FeatureSpec.item_fields.
+        timestamp_ms_T: (T,) int64.
+        action_mask_T: (T,) int64, one bit per FeatureSpec.actions.
+        intensity_T: (T,) uint8 widened to int32.
+        contexts_TX: (T, X) int32, columns as FeatureSpec.token_contexts.
+    """
+
+    offsets_B1: Tensor
+    items_TF: Tensor
+    timestamp_ms_T: Tensor
+    action_mask_T: Tensor
+    intensity_T: Tensor
+    contexts_TX: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items to score, concatenated over requests.
+
+    Attributes:
+        offsets_B1: (B + 1,) int64.
+        items_CF: (C, F) int32, columns as FeatureSpec.item_fields.
+        contexts_CX: (C, X) int32, columns as FeatureSpec.candidate_contexts.
+        action_mask_C: (C,) int64, the labels; never an input of the model.
+        watch_ratio_C: (C,) float32, NaN where unknown; a label.
+    """
+
+    offsets_B1: Tensor
+    items_CF: Tensor
+    contexts_CX: Tensor
+    action_mask_C: Tensor
+    watch_ratio_C: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B requests.
+
+    Attributes:
+        request_id_B: (B,) int64.
+        user_id_B: (B,) int64, the raw id: groups GAUC, is never embedded.
+        request_ms_B: (B,) int64.
+        users_BF: (B, F) int32, columns as FeatureSpec.user_fields.
+        streams: one UIHStream per FeatureSpec.streams, in that order.
+        candidates: what to score.
+    """
+
+    request_id_B: Tensor
+    user_id_B: Tensor
+    request_ms_B: Tensor
+    users_BF: Tensor
+    streams: tuple[UIHStream, ...]
+    candidates: Candidates
+
+    @property
+    def num_requests(self) -> int:
+        """B."""
+        return self.request_id_B.numel()
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """The same batch on another device."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked host memory."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+def map_tensors(carrier, function):  # type: ignore[no-untyped-def]
+    """Applies `function` to every tensor of a carrier and of the carriers inside it."""
+    if isinstance(carrier, Tensor):
+        return function(carrier)
+    if isinstance(carrier, tuple):
+        return tuple(map_tensors(part, function) for part in carrier)
+    return replace(carrier, **{f.name: map_tensors(getattr(carrier, f.name), function) for f in fields(carrier)})

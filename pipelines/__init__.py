@@ -1,0 +1,1 @@
+"""Beam pipelines and the stages ingest, vocab, streams and validate."""
