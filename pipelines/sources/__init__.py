@@ -1,0 +1,1 @@
+"""Readers and makers of raw logs, one module per kind of log."""
