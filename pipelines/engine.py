@@ -1,0 +1,105 @@
+"""The one place that knows Beam runners: which one runs, with which options, and what its errors mean."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from features.errors import DataError
+from pipelines.config import PipelinesConfig
+
+LOCAL = "local"
+
+# A runner may carry an error as the text of its traceback, which ends with the error and the step that raised it.
+_DATA_ERROR = f"{DataError.__module__}.{DataError.__qualname__}"
+_STEP = re.compile(r" \[while running '[^\n]*\s*\Z")
+_NOISY_LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")
+
+
+def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig) -> None:
+    """Builds a pipeline, runs it to its end and lets errors of its DoFns surface as themselves.
+
+    `runner: local` is Beam's in-process runner, named here because Beam's own default downloads a binary.
+
+    Raises:
+        DataError: a DoFn raised it, or the runner is unknown.
+    """
+    try:
+        with _quiet_data_errors(), beam.Pipeline(runner=_runner(config), options=_options(config)) as pipeline:
+            build(pipeline)
+    except Exception as error:
+        text = data_error_text(error)
+        if text is None:
+            raise
+        raise DataError(text) from None
+
+
+def run_stage(stage: Callable[[], None]) -> None:
+    """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
+    # Importing Beam sets up the root logger, hence force.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    try:
+        stage()
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+def data_error_text(error: BaseException) -> str | None:
+    """The text of the DataError that `error` is or carries, without what the runner wrote around it."""
+    if isinstance(error, DataError):
+        return _STEP.sub("", str(error))
+    _, found, text = str(error).rpartition(f"{_DATA_ERROR}: ")
+    return _STEP.sub("", text).strip() if found else None
+
+
+def _runner(config: PipelinesConfig) -> str | FnApiRunner:
+    if config.runner == LOCAL:
+        return FnApiRunner()
+    try:
+        beam.runners.create_runner(config.runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise DataError(f"pipelines.runner: unknown Beam runner {config.runner!r}: {error}") from None
+    return config.runner
+
+
+def _options(config: PipelinesConfig) -> PipelineOptions:
+    options = list(config.options)
+    if config.runner == LOCAL and config.num_workers > 1:
+        # Threads suffice: the work is NumPy's and Arrow's, which release the interpreter lock.
+        options += ["--direct_running_mode=multi_threading", f"--direct_num_workers={config.num_workers}"]
+    return PipelineOptions(options)
+
+
+@contextmanager
+def _quiet_data_errors() -> Iterator[None]:
+    """Keeps Beam from showing the tracebacks of a DataError, whose text is all that the user needs.
+
+    Beam logs them, and prints them to stderr too; what it prints for any other reason is passed on at the end.
+    """
+    noise = _NotADataError()
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    for logger in loggers:
+        logger.addFilter(noise)
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(noise)
+        if _DATA_ERROR not in printed.getvalue():
+            sys.stderr.write(printed.getvalue())
+
+
+class _NotADataError(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _DATA_ERROR not in logging.Formatter().format(record)
