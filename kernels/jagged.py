@@ -1,0 +1,100 @@
+"""Joining, splitting and truncating jagged sequences by offset arithmetic; nothing is padded and nothing is looped.
+
+Legend: B requests, T tokens. Request b of `values` (T, ...) owns rows offsets_B1[b] : offsets_B1[b + 1].
+
+    concat_jagged   [a0 a1 | b0] and [x0 | y0 y1]  ->  [a0 a1 x0 | b0 y0 y1]
+    split_jagged    the way back
+    truncate_jagged [contextual | history | candidates]  ->  [contextual | newest `keep` of history | candidates]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def lengths_to_offsets(lengths_B: Tensor) -> Tensor:
+    """(B,) lengths to (B + 1,) int64 offsets that begin with 0."""
+    offsets_B1 = lengths_B.new_zeros(lengths_B.numel() + 1, dtype=torch.int64)
+    torch.cumsum(lengths_B, dim=0, out=offsets_B1[1:])
+    return offsets_B1
+
+
+def request_of_rows(offsets_B1: Tensor, total: int) -> Tensor:
+    """(total,) int64, the request that owns each row."""
+    lengths_B = offsets_B1.diff()
+    requests_B = torch.arange(lengths_B.numel(), device=offsets_B1.device)
+    return requests_B.repeat_interleave(lengths_B, output_size=total)
+
+
+def position_of_rows(offsets_B1: Tensor, total: int) -> Tensor:
+    """(total,) int64, the index of each row within its request."""
+    starts_T = offsets_B1[:-1].repeat_interleave(offsets_B1.diff(), output_size=total)
+    return torch.arange(total, device=offsets_B1.device) - starts_T
+
+
+def concat_jagged(values: Sequence[Tensor], offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Joins the parts of each request in the given order.
+
+    Args:
+        values: (T_i, ...) per part, equal beyond the first dimension.
+        offsets: (B + 1,) int64 per part.
+
+    Returns:
+        (sum of T_i, ...) values and their (B + 1,) offsets.
+    """
+    joined_B1 = torch.stack(tuple(offsets)).sum(dim=0)
+    begin_B = joined_B1[:-1]
+    rows = []
+    for part, offsets_B1 in zip(values, offsets, strict=True):
+        shift_B = begin_B - offsets_B1[:-1]
+        total = part.shape[0]
+        shift_T = shift_B.repeat_interleave(offsets_B1.diff(), output_size=total)
+        rows.append(shift_T + torch.arange(total, device=part.device))
+        begin_B = begin_B + offsets_B1.diff()
+    source = torch.cat(tuple(values))
+    return torch.empty_like(source).index_copy_(0, torch.cat(rows), source), joined_B1
+
+
+def split_jagged(values: Tensor, offsets_B1: Tensor, left_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Cuts each request into its first `left_B` rows and the rest.
+
+    Args:
+        values: (T, ...).
+        offsets_B1: (B + 1,) int64.
+        left_B: (B,) int64, rows of each request that go left, at most its length.
+
+    Returns:
+        the left rows and the right rows, each concatenated over requests.
+    """
+    total = values.shape[0]
+    left_T = left_B.repeat_interleave(offsets_B1.diff(), output_size=total)
+    goes_left_T = position_of_rows(offsets_B1, total) < left_T
+    return values.index_select(0, goes_left_T.nonzero()[:, 0]), values.index_select(0, (~goes_left_T).nonzero()[:, 0])
+
+
+def truncate_jagged(
+    values: Tensor, offsets_B1: Tensor, *, num_contextual: int, num_candidates_B: Tensor, keep: int
+) -> tuple[Tensor, Tensor]:
+    """Drops all but the newest `keep` history tokens of each request; contextual tokens and candidates stay.
+
+    Args:
+        values: (T, ...), each request [contextual | history, newest to oldest | candidates].
+        offsets_B1: (B + 1,) int64.
+        num_contextual: contextual tokens of every request.
+        num_candidates_B: (B,) int64, candidates of each request.
+        keep: history tokens that stay, at most.
+
+    Returns:
+        the kept rows and their (B + 1,) offsets.
+    """
+    total = values.shape[0]
+    lengths_B = offsets_B1.diff()
+    candidates_begin_B = lengths_B - num_candidates_B
+    kept_begin_B = candidates_begin_B.clamp(max=num_contextual + keep)
+    request_T = request_of_rows(offsets_B1, total)
+    position_T = position_of_rows(offsets_B1, total)
+    stays_T = (position_T < kept_begin_B[request_T]) | (position_T >= candidates_begin_B[request_T])
+    return values.index_select(0, stays_T.nonzero()[:, 0]), lengths_to_offsets(kept_begin_B + num_candidates_B)

@@ -1,0 +1,166 @@
+"""Turns the codes of a batch into tokens: every token is the sum of the rows of everything known about it.
+
+    history token      item fields + actions + intensity + contexts + position + age at request
+    candidate          item fields + contexts                    never an action: its actions are the labels
+    contextual token   the user fields of one configured group
+
+Item and context tables serve all streams, histories and candidates alike; actions, intensity, position and age are a
+stream's own. Code 0 of a field (padding, null, unknown) adds nothing. All tokens of a batch come from one lookup.
+
+Legend: B requests, T history tokens, C candidates, N tokens of any kind, F codes of a token, L codes of all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from features.spec import CategoricalField, FeatureSpec
+from kernels import lengths_to_offsets
+from kernels.jagged import position_of_rows
+from model.batch import Batch, UIHStream
+from model.config import ModelConfig
+from model.tables import EmbeddingTables
+
+# Positions are exact up to 16, then four buckets an octave; ages go by half octaves from one second to two years.
+POSITION_EDGES = (*range(1, 16), *(steps << octave for octave in range(2, 18) for steps in (4, 5, 6, 7)))
+AGE_EDGES_MS = tuple(int(1000 * 2 ** (half / 2)) for half in range(53))
+
+
+@dataclass(frozen=True)
+class JaggedTokens:
+    """Tokens of one kind: values_TD (T, D), and offsets_B1 (B + 1,) that say which request owns them."""
+
+    values_TD: Tensor
+    offsets_B1: Tensor
+
+
+@dataclass(frozen=True)
+class EmbeddedTokens:
+    """A batch's tokens; `histories` has an entry per configured stream."""
+
+    contextual: JaggedTokens
+    histories: dict[str, JaggedTokens]
+    candidates: JaggedTokens
+
+
+class FieldRows(nn.Module):
+    """Maps the codes of some columns to rows of the physical table."""
+
+    first_row_F: Tensor
+    size_F: Tensor
+
+    def __init__(self, tables: EmbeddingTables, names: list[str], *, device: torch.device) -> None:
+        super().__init__()
+        first_row = torch.tensor([tables.first_row[name] for name in names], dtype=torch.int64, device=device)
+        size = torch.tensor([tables.sizes[name] for name in names], dtype=torch.int64, device=device)
+        self.register_buffer("first_row_F", first_row, persistent=False)
+        self.register_buffer("size_F", size, persistent=False)
+        self.message = f"a code lies outside its table, one of {', '.join(names)}"
+
+    def forward(self, codes_NF: Tensor) -> Tensor:
+        """(N, F) int64 rows, -1 for code 0.
+
+        A code outside its table would be another table's row: it stops the step, on CUDA without waiting for it.
+        """
+        torch._assert_async(((codes_NF >= 0) & (codes_NF < self.size_F)).all(), self.message)
+        return torch.where(codes_NF > 0, codes_NF + self.first_row_F, -1)
+
+
+class TokenEmbeddings(nn.Module):
+    """Holds the tables and composes the tokens of a batch."""
+
+    bit_A: Tensor
+    position_edges: Tensor
+    age_edges: Tensor
+
+    def __init__(self, config: ModelConfig, spec: FeatureSpec, *, device: torch.device) -> None:
+        super().__init__()
+        self.streams = {name: spec.streams.index(name) for name in config.streams}
+        self.group_sizes = [len(group) for group in config.contextual]
+        self.tables = EmbeddingTables(table_fields(config, spec), config.dim, device=device)
+
+        def rows_of(names: list[str]) -> FieldRows:
+            return FieldRows(self.tables, names, device=device)
+
+        members = [name for group in config.contextual for name in group]
+        user_fields = [field.name for field in spec.user_fields]
+        self.user_columns = [user_fields.index(name) for name in members]
+        self.user_rows = rows_of([f"user.{name}" for name in members])
+        self.item_rows = rows_of([f"item.{field.name}" for field in spec.item_fields])
+        self.token_rows = rows_of([f"context.{field.name}" for field in spec.token_contexts])
+        self.candidate_rows = rows_of([f"context.{field.name}" for field in spec.candidate_contexts])
+        self.intensity_rows = nn.ModuleDict({name: rows_of([f"{name}.intensity"]) for name in self.streams})
+        self.register_buffer("bit_A", torch.arange(len(spec.actions), device=device), persistent=False)
+        self.register_buffer("position_edges", torch.tensor(POSITION_EDGES, device=device), persistent=False)
+        self.register_buffer("age_edges", torch.tensor(AGE_EDGES_MS, device=device), persistent=False)
+
+    def forward(self, batch: Batch) -> EmbeddedTokens:
+        """All tokens of a batch."""
+        candidates = batch.candidates
+        streams = {name: batch.streams[index] for name, index in self.streams.items()}
+        rows = [
+            self.user_rows(batch.users_BF[:, self.user_columns]),
+            *(self._history_rows(name, stream, batch.request_ms_B) for name, stream in streams.items()),
+            torch.cat([self.item_rows(candidates.items_CF), self.candidate_rows(candidates.contexts_CX)], dim=1),
+        ]
+        contextual, *histories, scored = self._lookup(rows)
+        requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)
+        return EmbeddedTokens(
+            contextual=JaggedTokens(contextual, requests_B1 * len(self.group_sizes)),
+            histories={
+                name: JaggedTokens(values_TD, stream.offsets_B1)
+                for (name, stream), values_TD in zip(streams.items(), histories, strict=True)
+            },
+            candidates=JaggedTokens(scored, candidates.offsets_B1),
+        )
+
+    def _history_rows(self, name: str, stream: UIHStream, request_ms_B: Tensor) -> Tensor:
+        """(T, F) rows of a stream's history tokens, -1 where a code adds nothing."""
+        first_row = self.tables.first_row
+        total = stream.items_TF.shape[0]
+        has_action_TA = (stream.action_mask_T[:, None] >> self.bit_A) & 1 == 1
+        request_ms_T = request_ms_B.repeat_interleave(stream.offsets_B1.diff(), output_size=total)
+        position_T = torch.bucketize(position_of_rows(stream.offsets_B1, total), self.position_edges, right=True)
+        age_T = torch.bucketize(request_ms_T - stream.timestamp_ms_T, self.age_edges, right=True)
+        parts = [
+            self.item_rows(stream.items_TF),
+            torch.where(has_action_TA, self.bit_A + first_row[f"{name}.action"], -1),
+            self.intensity_rows[name](stream.intensity_T[:, None]),
+            self.token_rows(stream.contexts_TX),
+            (position_T + first_row[f"{name}.position"])[:, None],
+            (age_T + first_row[f"{name}.age"])[:, None],
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _lookup(self, rows: list[Tensor]) -> tuple[Tensor, ...]:
+        """Sums the rows of each token; the first entry holds users, whose columns make a token per group."""
+        present = [rows_NF >= 0 for rows_NF in rows]
+        lengths = [present_NF.sum(dim=1) for present_NF in present]
+        groups = [member_BF.sum(dim=1) for member_BF in present[0].split(self.group_sizes, dim=1)]
+        lengths[0] = torch.stack(groups, dim=1).flatten() if groups else lengths[0][:0]
+        rows_L = torch.cat([rows_NF[present_NF] for rows_NF, present_NF in zip(rows, present, strict=True)])
+        values_ND = self.tables(rows_L, lengths_to_offsets(torch.cat(lengths)))
+        return values_ND.split([part.numel() for part in lengths])
+
+
+def table_fields(config: ModelConfig, spec: FeatureSpec) -> tuple[CategoricalField, ...]:
+    """Name and rows of each table, in the order in which they are laid out.
+
+    A context that history tokens and candidates both have is one table.
+    """
+    contexts = {field.name: field.size for field in spec.token_contexts}
+    for field in spec.candidate_contexts:
+        contexts[field.name] = max(field.size, contexts.get(field.name, 0))
+    sizes = {f"item.{field.name}": field.size for field in spec.item_fields}
+    members = {name for group in config.contextual for name in group}
+    sizes |= {f"user.{field.name}": field.size for field in spec.user_fields if field.name in members}
+    sizes |= {f"context.{name}": size for name, size in contexts.items()}
+    for stream in config.streams:
+        sizes[f"{stream}.action"] = len(spec.actions)
+        sizes[f"{stream}.intensity"] = spec.intensity_size
+        sizes[f"{stream}.position"] = len(POSITION_EDGES) + 1
+        sizes[f"{stream}.age"] = len(AGE_EDGES_MS) + 1
+    return tuple(CategoricalField(name=name, size=size) for name, size in sizes.items())

@@ -1,0 +1,85 @@
+"""The layer of HSTU 2.0 (paper Eq. 1-5) and its stack with attention truncation.
+
+    X = LayerNorm(Z)                              (T, D)
+    U, V, Q, K = SiLU(X W1 + b1)                  (T, H V), (T, H V), (T, H A), (T, H A)
+    A = (SiLU(alpha Q K^T) * M) V / max_length    (T, H V)
+    Y = Dropout((LayerNorm(A) * U) W2)            (T, D)
+    Z = Y + Z
+
+No bias in W2 (the residual takes its place), no feed-forward block, and no position bias in the attention, for
+position and age are part of the tokens.
+
+alpha is 1 / sqrt(A). There is no softmax to sharpen what a smaller factor flattens: with 1 / A the products of fresh
+weights stay near 0, where SiLU is a straight line and attention hardly tells events apart.
+
+LayerNorm(A) undoes the division by max_length except for its epsilon, which would swamp the quotient: a short history
+under a max_length of thousands has a variance far below 1e-6. Its epsilon is therefore divided by max_length^2, so
+that `norm_epsilon` means the same for tokens and for attention, whatever the stream.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from kernels import AttentionMask, hstu_attention
+from model.config import ModelConfig, StreamConfig
+from model.sequence import TokenSequence
+
+
+class STULayer(nn.Module):
+    """One layer; it changes tokens, never the layout."""
+
+    def __init__(self, config: ModelConfig, stream: StreamConfig) -> None:
+        super().__init__()
+        self.num_heads, self.qk_dim, self.v_dim = config.num_heads, config.qk_dim, config.v_dim
+        self.alpha = config.qk_dim**-0.5
+        self.scale = 1.0 / stream.max_length
+        self.mask = AttentionMask(stream.local_window, stream.global_window, config.global_axis)
+        self.impl = config.impl
+        total_v, total_qk = config.num_heads * config.v_dim, config.num_heads * config.qk_dim
+        self.sizes = (total_v, total_v, total_qk, total_qk)
+        self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.uvqk = nn.Linear(config.dim, sum(self.sizes))
+        self.attention_norm = nn.LayerNorm(total_v, eps=config.norm_epsilon * self.scale**2)
+        self.output = nn.Linear(total_v, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, sequence: TokenSequence) -> TokenSequence:
+        """Z to Y + Z."""
+        u_TE, v_TE, q_TE, k_TE = silu(self.uvqk(self.input_norm(sequence.values_TD))).split(self.sizes, dim=1)
+        attention_TE = self._attend(q_TE, k_TE, v_TE, sequence=sequence)
+        y_TD = self.dropout(self.output(self.attention_norm(attention_TE) * u_TE))
+        return sequence.with_values(y_TD + sequence.values_TD)
+
+    def _attend(self, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence) -> Tensor:
+        attention_THV = hstu_attention(
+            q_TE.unflatten(1, (self.num_heads, self.qk_dim)),
+            k_TE.unflatten(1, (self.num_heads, self.qk_dim)),
+            v_TE.unflatten(1, (self.num_heads, self.v_dim)),
+            offsets_B1=sequence.offsets_B1,
+            num_contextual=sequence.num_contextual,
+            num_candidates_B=sequence.num_candidates_B,
+            mask=self.mask,
+            alpha=self.alpha,
+            scale=self.scale,
+            impl=self.impl,
+        )
+        return attention_THV.flatten(1)
+
+
+class STUStack(nn.Module):
+    """The layers of a stream, with the pyramid's truncation between them."""
+
+    def __init__(self, config: ModelConfig, stream: StreamConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(STULayer(config, stream) for _ in range(stream.num_layers))
+        self.keep_after_layer = dict(stream.pyramid)
+
+    def forward(self, sequence: TokenSequence) -> TokenSequence:
+        """All layers; the sequence that comes out has lost what the pyramid truncates."""
+        for number, layer in enumerate(self.layers, start=1):
+            sequence = layer(sequence)
+            if number in self.keep_after_layer:
+                sequence = sequence.truncated(self.keep_after_layer[number])
+        return sequence

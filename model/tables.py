@@ -1,0 +1,82 @@
+"""All embedding tables of a model in one fbgemm table, on CPU and CUDA through the same class.
+
+The tables share a width, so they are row ranges of one physical table, and a token is one bag of rows from many of
+them: one sum-pooled lookup gives all tokens of a batch, five times faster on a CPU than a lookup per table and a sum.
+The fused row-wise Adagrad sees each row once per step with its whole gradient, wherever in the batch it was used.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from features.spec import CategoricalField
+
+ADAGRAD_EPSILON = 1.0e-8
+
+
+class EmbeddingTables(nn.Module):
+    """Named tables of one width with fused exact row-wise Adagrad: backward() updates the rows it reaches."""
+
+    def __init__(self, fields: tuple[CategoricalField, ...], dim: int, *, device: torch.device) -> None:
+        """Allocates the tables, not yet initialised.
+
+        Args:
+            fields: name and number of rows of each table.
+            dim: D, a multiple of 4.
+            device: where the tables live; they cannot be moved.
+        """
+        super().__init__()
+        self.sizes = {field.name: field.size for field in fields}
+        begins = accumulate(self.sizes.values(), initial=0)
+        self.first_row = dict(zip(self.sizes, begins, strict=False))
+        on_cpu = device.type == "cpu"
+        location = EmbeddingLocation.HOST if on_cpu else EmbeddingLocation.DEVICE
+        compute = ComputeDevice.CPU if on_cpu else ComputeDevice.CUDA
+        self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
+            [(sum(self.sizes.values()), dim, location, compute)],
+            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=0.0,
+            eps=ADAGRAD_EPSILON,
+            weights_precision=SparseType.FP32,
+            pooling_mode=PoolingMode.SUM,
+            # The caller checks each code against its own table, which is stricter.
+            bounds_check_mode=BoundsCheckMode.NONE,
+            device=device,
+        )
+
+    def forward(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
+        """Sums of rows.
+
+        Args:
+            rows_L: (L,) int64, rows of the physical table: first_row[name] + code.
+            offsets_N1: (N + 1,) int64, bag n sums rows_L[offsets[n] : offsets[n + 1]].
+
+        Returns:
+            (N, D) float32.
+        """
+        return self.lookup(rows_L, offsets_N1)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Holds from the next backward() on."""
+        self.lookup.set_learning_rate(learning_rate)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Each table's (rows, D) weights, views that share memory with the model."""
+        return self._split(self.lookup.split_embedding_weights()[0].detach())
+
+    def accumulators(self) -> dict[str, Tensor]:
+        """Each table's (rows,) sums of squared gradients, views that share memory with the optimizer."""
+        return self._split(self.lookup.get_optimizer_state()[0]["sum"].detach())
+
+    def _split(self, physical: Tensor) -> dict[str, Tensor]:
+        parts = physical.split(list(self.sizes.values()))
+        return dict(zip(self.sizes, parts, strict=True))
