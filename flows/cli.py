@@ -1,0 +1,134 @@
+"""The `hstu2` command. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from features.errors import DataError
+
+PARAMS = Path("params.yaml")
+
+app = typer.Typer(
+    help="From raw interaction logs to a trained, evaluated HSTU 2.0 ranking model. Run it in the root folder of the repository.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make logs to try things with.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+class Source(StrEnum):
+    """Formats of raw logs."""
+
+    kuairand = "kuairand"
+    parquet = "parquet"
+    csv = "csv"
+
+
+@app.command()
+def run(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of raw logs. Written to data.path in params.yaml, so later runs keep it.")
+    ] = None,
+    source: Annotated[Source | None, typer.Option(help="Format of the logs (data.source in params.yaml).")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop after this stage: ingest, vocab, streams, validate, train, evaluate or report.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Edit params.yaml first, e.g. --set train.num_epochs=2. Repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Run every stage that is out of date, from raw logs to the report.
+
+    Stages whose code, settings and inputs have not changed are skipped. A second run of the same thing takes seconds.
+    """
+    from features.config import DataConfig
+    from flows.settings import edit_params, parse_assignment
+
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["data.path"] = str(data)
+    if source is not None:
+        changes["data.source"] = source.value
+    changes.update(parse_assignment(assignment) for assignment in assignments or ())
+    edit_params(PARAMS, changes)
+    _check_logs(DataConfig.load(PARAMS).path)
+    _log_to_terminal()
+
+    from flows.run import run_stages
+
+    try:
+        status = run_stages(Path.cwd(), until)
+    except KeyboardInterrupt:
+        print("hstu2: stopped; the next run continues with the stage that was cut off", file=sys.stderr)
+        status = 130
+    raise typer.Exit(status)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="A streams dataset.")] = Path("data/streams"),
+    user: Annotated[int | None, typer.Option(help="Show this user's streams and requests (the id of the raw logs).")] = None,
+    request: Annotated[
+        int | None, typer.Option(min=0, help="With --user: show this request, 0 = newest, and where its history begins.")
+    ] = None,
+) -> None:
+    """Look into a streams dataset: counts and checks, one user's streams, one request."""
+    from flows.inspect import describe_dataset, describe_request, describe_user
+
+    if user is None:
+        if request is not None:
+            raise typer.BadParameter("--request needs --user")
+        typer.echo(describe_dataset(dataset))
+    elif request is None:
+        typer.echo(describe_user(dataset, user))
+    else:
+        typer.echo(describe_request(dataset, user, request))
+
+
+@data_app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write, e.g. data/raw/synthetic.")],
+    num_events: Annotated[int, typer.Option(min=1, help="How many impressions.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Mix in broken and duplicated rows, as real logs have them.")] = False,
+) -> None:
+    """Write synthetic logs in KuaiRand's format, with interests that a user's history tells."""
+    from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs
+
+    _log_to_terminal()
+    write_kuairand_logs(out, SyntheticSettings(num_events=num_events, seed=seed, dirty=dirty))
+    typer.echo(f"{out}: about {num_events:,} impressions; next: hstu2 run --data {out} --source kuairand")
+
+
+def _check_logs(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder of raw logs; name one with `hstu2 run --data DIR`,"
+            " or make one with `hstu2 data synthesize data/raw/synthetic`"
+        )
+    if not any(folder.iterdir()):
+        raise DataError(f"{folder}: the folder of raw logs is empty")
+
+
+def _log_to_terminal() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def main() -> None:
+    """Entry of the `hstu2` command: a user's mistake is one line on standard error and exit status 1."""
+    try:
+        app()
+    except DataError as error:
+        print(f"hstu2: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,115 @@
+"""`hstu2-run`: a Prefect flow with one task per DVC stage. DVC decides what is stale, the flow shows and ends it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from features.errors import DataError
+from flows.server import prefect_api
+from flows.stage import StageOutcome, Status, run_stage, stage_names
+
+
+
+def run_stages(workspace: Path, until: str | None) -> int:
+    """Runs the flow on the workspace and prints how it ended.
+
+    Args:
+        workspace: folder that holds dvc.yaml.
+        until: last stage to run; all of them without it.
+
+    Returns:
+        The exit status: 0, or 1 when a stage failed.
+
+    Raises:
+        DataError: there is no such stage, or another run holds the workspace.
+    """
+    stages = stages_until(workspace, until)
+    with exclusive(workspace), _sigterm_unwinds(), prefect_api(workspace):
+        state = hstu2_run(workspace, stages, return_state=True)
+    if state.is_completed():
+        print(state.message)
+        return 0
+    print(f"hstu2: {state.message}", file=sys.stderr)
+    return 1
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def bring_up_to_date(stage: str, workspace: Path) -> State[StageOutcome]:
+    """Runs one stage through DVC; the task fails with the stage's own last lines."""
+    outcome = run_stage(stage, workspace, get_run_logger().info)
+    if outcome.status is Status.FAILED:
+        return Failed(message=f"{stage} failed: {outcome.error}", data=outcome)
+    return Completed(name=outcome.status.name.capitalize(), message=outcome.status.value, data=outcome)
+
+
+@flow(name="hstu2-run", validate_parameters=False, persist_result=False)
+def hstu2_run(workspace: Path, stages: tuple[str, ...]) -> State[None]:
+    """Runs the stages in order and stops at the first that fails."""
+    statuses = []
+    for stage in stages:
+        state = bring_up_to_date.with_options(name=stage)(stage, workspace, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+        statuses.append(f"{stage} {state.message}")
+    return Completed(message=", ".join(statuses))
+
+
+def stages_until(workspace: Path, until: str | None) -> tuple[str, ...]:
+    """The stages up to and including `until`; all of them without it.
+
+    Raises:
+        DataError: there is no such stage.
+    """
+    names = stage_names(workspace)
+    if until is None:
+        return names
+    if until not in names:
+        raise DataError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
+    return names[: names.index(until) + 1]
+
+
+@contextmanager
+def exclusive(workspace: Path) -> Iterator[None]:
+    """Holds the workspace for one run; the lock is the kernel's and goes with the process.
+
+    Raises:
+        DataError: another run holds it.
+    """
+    path = workspace / ".dvc" / "tmp" / "hstu2-run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise DataError(f"{workspace}: run by process {owner} at the moment; wait for it or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that the stage's processes and the server are stopped on the way out."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

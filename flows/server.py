@@ -1,0 +1,71 @@
+"""The Prefect API that a run reports to: the configured one, or an embedded server that lives as long as the run."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from features.errors import DataError
+from flows.process import launched
+
+START_TIMEOUT_SECONDS = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def prefect_api(workspace: Path) -> Iterator[None]:
+    """Makes a Prefect API available to the block.
+
+    Without `PREFECT_API_URL` this starts Prefect's server on a free local port with its database in Prefect's home
+    (`.prefect/` in the workspace) and its log in `server.log` there. Prefect can start one by itself, but that one stays
+    behind when the run is killed, and dies before the flow can report when a terminal sends Ctrl-C to its whole group.
+
+    Raises:
+        DataError: the server does not start.
+    """
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    settings = get_current_settings()
+    if settings.api.url is not None:
+        yield
+        return
+    home = settings.home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--no-scheduler", "--no-late-runs", "--log-level", "warning"]
+    log = home / "server.log"
+    logger.info("starting Prefect's server; the first time takes a few seconds more")
+    with (
+        log.open("w") as output,
+        launched(command, workspace, output=output, environment={"PREFECT_HOME": str(home)}) as process,
+    ):
+        _wait_until_healthy(f"{api}/health", process, log)
+        with temporary_settings({PREFECT_API_URL: api}):
+            yield
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.1)
+    raise DataError(f"{log}: Prefect's server did not start, its log tells why")

@@ -1,0 +1,107 @@
+"""Runs one DVC stage and tells in the stage's own words how it went. Knows nothing of Prefect."""
+
+from __future__ import annotations
+
+import enum
+import re
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from features.errors import DataError
+from flows.process import launched
+
+MAX_ERROR_LINES = 5
+MAX_KEPT_LINES = 1000
+
+_COMMAND = re.compile(r"> \S")
+_COMMAND_FAILED = re.compile(r"ERROR: failed to reproduce '[^']*': failed to run: ")
+_DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.+)")
+_PROGRESS = re.compile(r"(?:\S+ ){0,2}(?:DEBUG|INFO)\b")
+
+
+class Status(enum.Enum):
+    """How a stage ended."""
+
+    RAN = "ran"
+    UNCHANGED = "unchanged"
+    RESTORED = "restored from DVC's cache"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """End of one stage; `error` holds its last lines when it failed."""
+
+    stage: str
+    status: Status
+    error: str = ""
+
+
+def stage_names(workspace: Path) -> tuple[str, ...]:
+    """The stages of the workspace's dvc.yaml in the order written there, which is the order to run them.
+
+    Raises:
+        DataError: there is no dvc.yaml.
+    """
+    path = workspace / "dvc.yaml"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run hstu2 in the root folder of the repository")
+    return tuple(yaml.safe_load(path.read_text())["stages"])
+
+
+def run_stage(stage: str, workspace: Path, on_line: Callable[[str], None]) -> StageOutcome:
+    """Brings one stage up to date with `dvc repro --single-item`.
+
+    Args:
+        stage: name of a stage of the workspace's dvc.yaml.
+        workspace: folder that holds dvc.yaml.
+        on_line: receives every line that DVC and the stage print, as it comes.
+
+    An exception in the caller's thread (Ctrl-C, a cancelled flow) and the death of this process both end every process
+    of the stage.
+    """
+    kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
+    command = ["-m", "dvc", "repro", "--single-item", stage]
+    with launched(command, workspace, output=subprocess.PIPE, environment={"DVC_NO_ANALYTICS": "1"}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            kept.append(line.rstrip())
+            if kept[-1]:
+                on_line(kept[-1])
+        code = process.wait()
+    return summarize(stage, kept, code)
+
+
+def summarize(stage: str, lines: Iterable[str], exit_code: int) -> StageOutcome:
+    """Outcome of a stage from what DVC and the stage printed."""
+    lines = list(lines)
+    if exit_code:
+        return StageOutcome(stage, Status.FAILED, stage_error(lines) or f"ended with exit status {exit_code}")
+    if f"Stage '{stage}' didn't change, skipping" in lines:
+        return StageOutcome(stage, Status.UNCHANGED)
+    if any(line.startswith(f"Stage '{stage}' is cached - skipping run") for line in lines):
+        return StageOutcome(stage, Status.RESTORED)
+    return StageOutcome(stage, Status.RAN)
+
+
+def stage_error(lines: list[str]) -> str:
+    """The stage's own last lines; DVC's reason when the command never ran, or ended without a word."""
+    started = max((index for index, line in enumerate(lines) if _COMMAND.match(line)), default=len(lines))
+    own = [line for line in lines[started + 1 :] if line and not line.startswith("ERROR: failed to reproduce")]
+    said = [line for line in own if not _PROGRESS.match(line)]
+    if said and any(_COMMAND_FAILED.match(line) for line in lines):
+        return "\n".join(_last_error(said))
+    reasons = [match.group(1) for line in lines if (match := _DVC_ERROR.match(line))]
+    return "\n".join(reasons or own[-MAX_ERROR_LINES:])
+
+
+def _last_error(lines: list[str]) -> list[str]:
+    """Of a Python traceback the exception without the frames, of anything else the last few lines."""
+    starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    raised = [line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")] if starts else lines
+    return raised[-MAX_ERROR_LINES:]
