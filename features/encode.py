@@ -6,17 +6,28 @@ import numpy as np
 
 from features.calendar import MS_PER_DAY, local_ms
 from features.config import IntensityConfig
+from features.errors import DataError
 from features.spec import CategoricalField
 
+_MAX_INTENSITY_SIZE = 256
 _NUM_DURATION_CODES = 64
 _NUM_GAP_CODES = 32
 _SIZES = {"hour": 25, "weekday": 8, "duration": _NUM_DURATION_CODES, "gap": _NUM_GAP_CODES}
 
 
 def intensity_size(config: IntensityConfig) -> int:
-    """Number of intensity codes, the unknown one included."""
+    """Number of intensity codes, the unknown one included.
+
+    Raises:
+        DataError: they do not fit in the column's 8 bits.
+    """
     values = len(config.value_edges) + 1 if config.value_edges else 0
-    return 1 + _num_watch_codes(config) + values
+    size = 1 + _num_watch_codes(config) + values
+    if size > _MAX_INTENSITY_SIZE:
+        raise DataError(
+            f"features.intensity: its edges make {size} codes, at most {_MAX_INTENSITY_SIZE} fit; list fewer edges"
+        )
+    return size
 
 
 def _num_watch_codes(config: IntensityConfig) -> int:

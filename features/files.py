@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from features.errors import DataError
 
 _TEMPORARY = ".tmp-"
+_TOKEN_BYTES = 6
 
 
 @contextmanager
@@ -27,11 +29,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         DataError: another process is writing `target`.
     """
     target = target.absolute()
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: is a file, a directory is to be written there")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(target):
-        for leftover in target.parent.glob(f"{_TEMPORARY}{target.name}-*"):
+        for leftover in _leftovers(target):
             shutil.rmtree(leftover)
-        temporary = target.parent / f"{_TEMPORARY}{target.name}-{os.getpid()}"
+        temporary = _temporary(target)
         temporary.mkdir()
         try:
             yield temporary
@@ -43,22 +47,27 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a path beside `target` that is renamed to it when the block ends without an error."""
+    """Yields an empty file beside `target` that is renamed to it when the block ends without an error."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY}{target.name}-{os.getpid()}"
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _remove_dead_files(target)
+    temporary = _temporary(target)
+    # Whoever finds the file later tries this lock to tell a live writer from a dead one.
+    with temporary.open("xb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(target: Path, value: Any) -> None:
     """Writes sorted, indented JSON atomically; NaN is refused, it is not JSON."""
     with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -68,11 +77,32 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def _temporary(target: Path) -> Path:
+    return target.parent / f"{_TEMPORARY}{target.name}-{secrets.token_hex(_TOKEN_BYTES)}"
+
+
+def _leftovers(target: Path) -> list[Path]:
+    prefix = f"{_TEMPORARY}{target.name}-"
+    # The length tells the target from another one whose name begins with the same word.
+    length = len(prefix) + 2 * _TOKEN_BYTES
+    return [path for path in target.parent.iterdir() if path.name.startswith(prefix) and len(path.name) == length]
+
+
+def _remove_dead_files(target: Path) -> None:
+    for path in _leftovers(target):
+        try:
+            with path.open("rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
 
 
 @contextmanager
@@ -83,7 +113,8 @@ def _exclusive(target: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise DataError(f"{target}: being written by process {lock.read().strip() or 'unknown'}") from None
+            holder = lock.read().strip() or "unknown"
+            raise DataError(f"{target}: process {holder} is writing it; wait for it or stop it") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -93,7 +124,7 @@ def _exclusive(target: Path) -> Iterator[None]:
 def _replace_directory(temporary: Path, target: Path) -> None:
     """Two renames: between them a reader finds nothing at `target`, never a mixture."""
     if target.exists():
-        retired = target.parent / f"{_TEMPORARY}{target.name}-{os.getpid()}-old"
+        retired = _temporary(target)
         os.rename(target, retired)
         os.rename(temporary, target)
         shutil.rmtree(retired)

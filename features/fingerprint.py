@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from features.hashing import mix64
 from features.jagged import Jagged
 
 _NUM_LANES = 2
@@ -33,18 +34,6 @@ class Fingerprint:
     def hex(self) -> str:
         """32 hexadecimal digits."""
         return "".join(f"{lane:016x}" for lane in self.lanes)
-
-
-def mix64(values: np.ndarray) -> np.ndarray:
-    """splitmix64: the same on every host and version. (N,) integers -> (N,) uint64."""
-    x = np.asarray(values).astype(np.uint64)  # a copy: the steps below work in place
-    x += np.uint64(0x9E3779B97F4A7C15)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:

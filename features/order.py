@@ -37,12 +37,11 @@ def newest_first(events: pa.Table) -> Order:
     if events.num_rows == 0:
         return Order(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64), 0)
     user_ids, ranks = _ranked(events.column("user_id").chunk(0))
-    age = _ages(events.column("timestamp_ms").to_numpy())
+    age = _ages(events.column("timestamp_ms").to_numpy(), max_bits=64 - (len(user_ids) - 1).bit_length())
     key_bits = int(age.max()).bit_length()
-    keys = (ranks << np.uint64(key_bits)) | age
-    rows, sorted_keys = _sort(keys)
-    rows, kept = _settle_ties(events, rows, sorted_keys)
-    counts = np.bincount((sorted_keys[kept] >> np.uint64(key_bits)).astype(np.int64), minlength=len(user_ids))
+    rows, keys = _sort((ranks << np.uint64(key_bits)) | age, events.column("source_order").to_numpy())
+    kept = ~_duplicates(events, rows, keys)
+    counts = np.bincount((keys[kept] >> np.uint64(key_bits)).astype(np.int64), minlength=len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     return Order(rows[kept], user_ids, offsets, len(rows) - int(kept.sum()))
 
@@ -57,59 +56,76 @@ def _ranked(user_id: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return distinct[ascending], rank[encoded.indices.to_numpy()]
 
 
-def _ages(timestamp_ms: np.ndarray) -> np.ndarray:
-    """Milliseconds before the newest event, uint64."""
-    return (timestamp_ms.max() - timestamp_ms).astype(np.uint64)
+def _ages(timestamp_ms: np.ndarray, max_bits: int) -> np.ndarray:
+    """Milliseconds before the newest event, uint64; where those need more bits, ranks in the same order."""
+    age = (timestamp_ms.max() - timestamp_ms).astype(np.uint64)
+    if int(age.max()).bit_length() > max_bits:
+        age = np.unique(age, return_inverse=True)[1].astype(np.uint64)
+    return age
 
 
-def _sort(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers by ascending key, and the keys in that order.
+def _sort(keys: np.ndarray, source_order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers by ascending key, rows of equal keys by descending source_order; and the keys in that order.
 
-    Sorting values is several times faster than sorting indices, so the row rides in the key's free low bits.
+    Sorting values is several times faster than sorting indices, so the rank by source_order rides in the key's free
+    low bits. Spilled rows come in long runs of ascending source_order, which the stable sort merges cheaply.
     """
-    row_bits = max(len(keys) - 1, 1).bit_length()
-    if int(keys.max()).bit_length() + row_bits > 64:
-        rows = np.argsort(keys, kind="stable")
-        return rows, keys[rows]
-    packed = np.sort((keys << np.uint64(row_bits)) | np.arange(len(keys), dtype=np.uint64))
-    rows = (packed & np.uint64((1 << row_bits) - 1)).astype(np.int64)
-    return rows, packed >> np.uint64(row_bits)
+    by_source = np.argsort(source_order, kind="stable")[::-1]
+    keys = keys[by_source]
+    rank_bits = (len(keys) - 1).bit_length()
+    if int(keys.max()).bit_length() + rank_bits > 64:
+        ranks = np.argsort(keys, kind="stable")
+        return by_source[ranks], keys[ranks]
+    packed = np.sort((keys << np.uint64(rank_bits)) | np.arange(len(keys), dtype=np.uint64))
+    ranks = (packed & np.uint64((1 << rank_bits) - 1)).astype(np.int64)
+    return by_source[ranks], packed >> np.uint64(rank_bits)
 
 
-def _settle_ties(events: pa.Table, rows: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orders rows of one user and millisecond by descending source_order and marks which rows stay."""
-    kept = np.ones(len(rows), bool)
-    equal = sorted_keys[1:] == sorted_keys[:-1]
-    if not equal.any():
-        return rows, kept
+def _duplicates(events: pa.Table, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(N,) bool over the sorted rows: equal in every column to a row with a smaller source_order."""
+    duplicate = np.zeros(len(rows), bool)
+    suspects = _same_item_and_time(events, rows, keys)
+    if len(suspects):
+        table = events.take(pa.array(rows[suspects])).combine_chunks()
+        duplicate[suspects] = _repeated(table.drop_columns(["source_order"]), keys[suspects])
+    return duplicate
+
+
+def _same_item_and_time(events: pa.Table, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Ascending positions of rows that share user, time and item with another one, and of few besides.
+
+    Whole feed pages share a time, so most rows may have ties; part of one hash leaves the few worth a closer look.
+    """
+    equal = keys[1:] == keys[:-1]
     tied = np.zeros(len(rows), bool)
     tied[1:] |= equal
     tied[:-1] |= equal
     positions = np.flatnonzero(tied)
-    keys = sorted_keys[positions]
-    ties = events.take(pa.array(rows[positions])).combine_chunks()
-    source_order = ties.column("source_order").to_numpy()
-    duplicate = _duplicates(ties.drop_columns(["source_order"]), keys, source_order)
-    order = np.lexsort((-source_order, keys))
-    rows = rows.copy()
-    rows[positions] = rows[positions][order]
-    kept[positions] = ~duplicate[order]
-    return rows, kept
+    if len(positions) == 0:
+        return positions
+    items = events.column("item_id").to_numpy()[rows[positions]]
+    index_bits = np.uint64((len(positions) - 1).bit_length())
+    digest = mix64(keys[positions] ^ mix64(items)) >> index_bits
+    packed = np.sort((digest << index_bits) | np.arange(len(positions), dtype=np.uint64))
+    same = (packed[1:] ^ packed[:-1]) >> index_bits == 0
+    suspect = np.zeros(len(positions), bool)
+    suspect[1:] |= same
+    suspect[:-1] |= same
+    indices = packed[suspect] & ((np.uint64(1) << index_bits) - np.uint64(1))
+    return positions[np.sort(indices.astype(np.int64))]
 
 
-def _duplicates(ties: pa.Table, keys: np.ndarray, source_order: np.ndarray) -> np.ndarray:
-    """(N,) bool, rows equal in every column to one with a smaller source_order."""
-    columns = [_plain(ties.column(name)) for name in ties.column_names]
-    digest = np.zeros(len(keys), np.uint64)
-    for column in columns:
-        digest = mix64(digest ^ mix64(column))
-    order = np.lexsort((source_order, digest, keys))
-    same = (keys[order][1:] == keys[order][:-1]) & (digest[order][1:] == digest[order][:-1])
+def _repeated(rows: pa.Table, keys: np.ndarray) -> np.ndarray:
+    """(N,) bool: equal in key and in every column to a later row; rows of equal keys are adjacent."""
+    columns = [keys, *(_plain(rows.column(name)) for name in rows.column_names)]
+    # Brings equal rows together; the last sort key, the position, makes the last of them come first.
+    order = np.lexsort((-np.arange(len(keys)), *columns[1:], keys))
+    same = np.ones(max(len(keys) - 1, 0), bool)
     for column in columns:
         same &= column[order][1:] == column[order][:-1]
-    duplicate = np.zeros(len(keys), bool)
-    duplicate[order[1:]] = same
-    return duplicate
+    repeated = np.zeros(len(keys), bool)
+    repeated[order[1:]] = same
+    return repeated
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

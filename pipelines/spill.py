@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-
-from features.files import atomic_file
 
 
 class SpillRef(NamedTuple):
@@ -36,19 +35,19 @@ def write_spill(table: pa.Table, partition: np.ndarray, directory: Path, name: s
     Returns:
         One reference per batch, ascending by partition.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     numbers = np.asarray(partition).astype(np.int16)  # 16-bit keys make numpy's stable sort a radix sort
     counts = np.bincount(numbers, minlength=1)
     present = np.flatnonzero(counts)
     ends = np.cumsum(counts)[present]
     rows = table.take(pa.array(np.argsort(numbers, kind="stable"))).combine_chunks()
-    path = Path(directory) / f"{name}.arrow"
-    with (
-        atomic_file(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
+    path = directory / f"{name}.arrow"
+    # Renamed when whole, for a reader may meet a second attempt; never synced, for no spill outlives its run.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         for end, count in zip(ends, counts[present], strict=True):
             writer.write_table(rows.slice(end - count, count))
+    os.replace(temporary, path)
     return [SpillRef(int(number), os.fspath(path), batch, int(counts[number])) for batch, number in enumerate(present)]
 
 
