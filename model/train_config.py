@@ -1,0 +1,54 @@
+"""Typed, closed configuration of the `train` and `evaluate` sections of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from features.config import Closed, Section
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(Section):
+    """How the ranker is fitted.
+
+    schedule: after the warm-up both learning rates stay (`constant`) or fall to zero at the last step along a line
+    (`linear`) or half a cosine (`cosine`).
+    """
+
+    section: ClassVar[str] = "train"
+
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["cpu", "cuda"]
+    num_epochs: Count
+    batch_size: Count
+    num_workers: Annotated[int, Field(ge=0)]
+    dense_learning_rate: Positive
+    table_learning_rate: Positive
+    weight_decay: NonNegative
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    max_gradient_norm: Positive
+    checkpoint_every_steps: Count
+    log_every_steps: Count
+
+
+class FloorConfig(Closed):
+    """The logistic regression on smoothed rates; `smoothing` rows of prior go into a rate."""
+
+    smoothing: Positive
+
+
+class EvaluateConfig(Section):
+    """How the ranker is judged; C-NE and E-NE are the means over the two groups."""
+
+    section: ClassVar[str] = "evaluate"
+
+    batch_size: Count
+    groups: dict[Literal["consumption", "engagement"], tuple[str, ...]]
+    floor: FloorConfig
+    calibration_bins: Count

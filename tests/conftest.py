@@ -1,0 +1,161 @@
+"""Streams datasets written by hand, small enough to read back request by request."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from features.dataset import StreamsDataset, open_dataset
+from features.manifest import (
+    REQUESTS_FILE,
+    USERS_FILE,
+    Manifest,
+    ShardEntry,
+    file_entry,
+    schemas_of,
+    shard_name,
+    write_manifest,
+)
+from features.schema import FORMAT_VERSION, ORDER, schema_hash
+from features.spec import CategoricalField, FeatureSpec
+
+CUT_MS = 1_000_000
+
+
+def _fields(**sizes: int) -> tuple[CategoricalField, ...]:
+    return tuple(CategoricalField(name=name, size=size) for name, size in sizes.items())
+
+
+SPEC = FeatureSpec(
+    actions=("is_click", "is_like", "long_view"),
+    streams=("consumption", "interaction"),
+    item_fields=_fields(item=40, author=12),
+    user_fields=_fields(user=30, degree=5),
+    token_contexts=_fields(surface=4, hour=25, gap=32),
+    candidate_contexts=_fields(surface=4, hour=25),
+    intensity_size=40,
+)
+
+
+@dataclass
+class Content:
+    """Rows of users.arrow and requests.arrow as plain Python; `user_row` counts within the whole dataset.
+
+    A user has a list of events per stream, a request a list `candidates`; events and candidates are dicts with the
+    names of the spec's fields, contexts included.
+    """
+
+    users: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    spec: FeatureSpec = SPEC
+
+
+def random_event(rng: random.Random, timestamp_ms: int) -> dict[str, Any]:
+    """An event or candidate with random codes."""
+    codes = {f.name: rng.randrange(1, f.size) for f in (*SPEC.item_fields, *SPEC.token_contexts)}
+    return codes | {
+        "timestamp_ms": timestamp_ms,
+        "action_mask": rng.randrange(1 << len(SPEC.actions)),
+        "intensity": rng.randrange(SPEC.intensity_size),
+        "item_id": rng.randrange(1 << 40),
+        "watch_ratio": rng.choice([float("nan"), rng.random()]),
+    }
+
+
+def random_content(seed: int, num_users: int = 12, max_events: int = 30) -> Content:
+    """Users with 0 and more events per stream, and requests that point anywhere into them."""
+    rng = random.Random(seed)
+    content = Content()
+    for number in range(num_users):
+        user: dict[str, Any] = {f.name: rng.randrange(1, f.size) for f in SPEC.user_fields} | {"user_id": 1000 + number}
+        for stream in SPEC.streams:
+            times = sorted((rng.randrange(2 * CUT_MS) for _ in range(rng.randrange(max_events))), reverse=True)
+            user[stream] = [random_event(rng, time) for time in times]
+        content.users.append(user)
+        for _ in range(rng.randrange(4)):
+            request_ms = rng.randrange(2 * CUT_MS)
+            request = {
+                "request_id": rng.randrange(1 << 60),
+                "user_row": number,
+                "request_ms": request_ms,
+                "split": int(request_ms >= CUT_MS),
+                "candidates": [random_event(rng, request_ms) for _ in range(rng.randrange(1, 5))],
+            }
+            starts = {f"{stream}_start": rng.randrange(len(user[stream]) + 1) for stream in SPEC.streams}
+            content.requests.append(request | starts)
+    return content
+
+
+def _column(schema_field: pa.Field, rows: list[dict[str, Any]]) -> pa.Array:
+    group, _, name = schema_field.name.partition(".")
+    if not name:
+        return pa.array([row[group] for row in rows], schema_field.type)
+    key = "candidates" if group == "candidate" else group
+    return pa.array([[event[name.removeprefix("ctx_")] for event in row[key]] for row in rows], schema_field.type)
+
+
+def _write_table(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_arrays([_column(schema_field, rows) for schema_field in schema], schema=schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table)
+
+
+def _write_shard(directory: Path, users: list[dict], requests: list[dict], spec: FeatureSpec) -> ShardEntry:
+    directory.mkdir(parents=True)
+    users_schema, requests_schema = schemas_of(spec)
+    _write_table(directory / USERS_FILE, users_schema, users)
+    _write_table(directory / REQUESTS_FILE, requests_schema, requests)
+    return ShardEntry(
+        name=directory.name,
+        files={name: file_entry(directory / name) for name in (USERS_FILE, REQUESTS_FILE)},
+        users=len(users),
+        requests=len(requests),
+        candidates=sum(len(request["candidates"]) for request in requests),
+        events=sum(len(user["consumption"]) for user in users),
+        duplicates=0,
+        stream_events={stream: sum(len(user[stream]) for user in users) for stream in spec.streams},
+    )
+
+
+def write_content(directory: Path, content: Content, num_shards: int = 1) -> StreamsDataset:
+    """Writes a dataset, user u into shard u % num_shards, and opens it."""
+    entries = []
+    for shard in range(num_shards):
+        requests = [
+            request | {"user_row": request["user_row"] // num_shards}
+            for request in content.requests
+            if request["user_row"] % num_shards == shard
+        ]
+        users = content.users[shard::num_shards]
+        entries.append(_write_shard(directory / shard_name(shard, num_shards), users, requests, content.spec))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        order=ORDER,
+        schema_hash=schema_hash(*schemas_of(content.spec)),
+        params_hash="params",
+        vocabulary_hash="vocabulary",
+        cut_ms=CUT_MS,
+        spec=content.spec,
+        shards=tuple(entries),
+        content_checksum="checksum",
+    )
+    write_manifest(directory, manifest)
+    return open_dataset(directory)
+
+
+@pytest.fixture
+def make_content() -> Callable[..., Content]:
+    """The function `random_content`."""
+    return random_content
+
+
+@pytest.fixture
+def write_dataset() -> Callable[..., StreamsDataset]:
+    """The function `write_content`."""
+    return write_content
