@@ -21,7 +21,7 @@ TAB_SHARES = np.array([0.68, 0.1, 0.12, 0.06, 0.04])
 # Sessions start between 6 and 24 o'clock, with a small peak at noon and a large one in the evening.
 FIRST_HOUR = 6
 HOUR_WEIGHTS = np.array([2, 4, 5, 5, 5, 6, 9, 8, 6, 5, 5, 6, 8, 10, 12, 13, 11, 6], float)
-FEED_SHARES = {"interest": 0.27, "intent": 0.2, "author": 0.1}
+FEED_SHARES = {"interest": 0.25, "intent": 0.28, "author": 0.1}
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,14 @@ def draw_intents(
     new_user = np.r_[True, user_P[1:] != user_P[:-1]]
     long_pause = np.r_[True, np.diff(schedule.page_ms_P) > 6 * HOUR_MS]
     uniform = rng.random(num_pages)
-    change = new_user | (uniform < np.where(new_session, np.where(long_pause, 1.0, 0.5), 0.08))
+    change = new_user | (uniform < np.where(new_session, np.where(long_pause, 0.6, 0.25), 0.05))
     burst_P = np.cumsum(change) - 1
     age = np.arange(num_pages) - np.flatnonzero(change)[burst_P]
     owner = user_P[change]
     own = users.interests_U4[owner, rng.choice(len(INTEREST_WEIGHTS), len(owner), p=INTEREST_WEIGHTS)]
-    topic = np.where(rng.random(len(owner)) < 0.4, own, rng.integers(0, num_topics, len(owner)))
+    topic = np.where(rng.random(len(owner)) < 0.2, own, rng.integers(0, num_topics, len(owner)))
     topic = np.where(rng.random(len(owner)) < 0.25, -1, topic)
-    return topic[burst_P], 0.3 + 0.7 * np.exp(-age / 10.0)
+    return topic[burst_P], 0.3 + 0.7 * np.exp(-age / 15.0)
 
 
 def draw_items(

@@ -156,8 +156,8 @@ def make_catalogue(settings: SyntheticSettings, item_sd_R: np.ndarray) -> Catalo
     upload_day[-1] = -1
     duration_log = rng.uniform(np.log(9_000), np.log(75_000), num_topics)[topic] + rng.normal(0, 0.5, num_items)
     second = np.where(rng.random(num_items) < 0.2, rng.integers(0, num_topics, num_items), -1)
-    author_quality = rng.normal(0, 0.5, (num_authors, len(item_sd_R)))
-    quality = (author_quality[author] + rng.normal(0, 0.87, (num_items, len(item_sd_R)))) * item_sd_R
+    author_quality = rng.normal(0, 0.7, (num_authors, len(item_sd_R)))
+    quality = (author_quality[author] + rng.normal(0, 0.7, (num_items, len(item_sd_R)))) * item_sd_R
     return Catalogue(
         video_id_N=rng.permutation(num_items),
         author_N=author,

@@ -150,26 +150,27 @@ def test_an_author_is_followed_once_and_liked_more_afterwards(folder: Path, log:
     assert after["is_like"].mean() > 4 * log["is_like"].mean()
 
 
-def test_recent_clicks_on_a_topic_tell_the_next_click_beyond_the_user_and_the_topic(
-    folder: Path, log: pl.DataFrame
-) -> None:
-    """The intents: a topic clicked on an earlier page of the last half hour is clicked more than at other times."""
-    tags = pl.read_csv(folder / FILES[3], infer_schema_length=None).select("video_id", "tag")
-    rows = log.join(tags, on="video_id", how="left", maintain_order="left").drop_nulls("tag")
-    rows = rows.with_columns(pl.col("tag").str.split(",").list.first().alias("topic"))
+def gain_of_a_recent_click(rows: pl.DataFrame) -> float:
+    """Click rate within half an hour of a click on the topic on an earlier page, less that at other times."""
     keys = ["user_id", "topic"]
-    clicks = rows.filter(pl.col("is_click") == 1).group_by([*keys, "time_ms"]).len().select([*keys, "time_ms"])
-    clicks = clicks.with_columns(pl.col("time_ms").alias("clicked_ms")).sort("time_ms")
-    recent = rows.sort("time_ms").join_asof(
+    clicks = rows.filter(pl.col("is_click") == 1).select(*keys, "time_ms", pl.col("time_ms").alias("clicked_ms"))
+    recent = rows.join_asof(
         clicks, on="time_ms", by=keys, strategy="backward", allow_exact_matches=False, check_sortedness=False
     )
     soon = (pl.col("time_ms") - pl.col("clicked_ms") < 1_800_000).fill_null(value=False)
-    paired = recent.group_by(keys).agg(
-        pl.col("is_click").filter(soon).mean().alias("soon"), pl.col("is_click").filter(~soon).mean().alias("else")
-    )
-    paired = paired.drop_nulls()
-    assert len(paired) > 1_000
-    assert (paired["soon"] - paired["else"]).mean() > 0.1
+    click = pl.col("is_click")
+    gain = click.filter(soon).mean() - click.filter(~soon).mean()
+    paired = recent.group_by(keys).agg(pl.len(), gain.alias("gain")).filter(pl.col("len") >= 20)
+    return paired["gain"].drop_nulls().mean()
+
+
+def test_the_order_of_clicks_tells_more_than_their_number(folder: Path, log: pl.DataFrame) -> None:
+    """The intents: with each user's clicks on each topic shuffled in time, a recent click says less."""
+    tags = pl.read_csv(folder / FILES[3], infer_schema_length=None).select("video_id", "tag").drop_nulls("tag")
+    rows = log.join(tags, on="video_id").with_columns(pl.col("tag").str.split(",").list.first().alias("topic"))
+    rows = rows.sort("time_ms", "user_id", "video_id")
+    shuffled = rows.with_columns(pl.col("is_click").shuffle(seed=1).over("user_id", "topic"))
+    assert gain_of_a_recent_click(rows) > gain_of_a_recent_click(shuffled) + 0.03
 
 
 def test_dirty_rows_are_as_many_as_reported(tmp_path: Path) -> None:
