@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from features.dataset import Shard, StreamsDataset
-from model.gather import plan_slices, take
+from model.gather import pick, ragged_arange
 from model.sampler import index_requests
 
 _MAX_FIT_ROWS = 1_000_000
@@ -42,17 +42,16 @@ class Impressions:
 def read_impressions(dataset: StreamsDataset, split: int) -> Impressions:
     """Reads what the floor needs of a split from the shards."""
     index = index_requests(dataset, split)
-    ones = np.ones(index.num_requests, np.int64)
-    requests = plan_slices(index.shard_R, index.row_R, ones)
     offsets = [shard.requests.list("candidate.item_id").offsets for shard in dataset.shards]
-    begin_R = take(requests, offsets, np.int64)
-    length_R = take(requests, [column[1:] for column in offsets], np.int64) - begin_R
-    candidates = plan_slices(index.shard_R, begin_R, length_R)
+    begin_R = pick(offsets, index.shard_R, index.row_R)
+    length_R = pick(offsets, index.shard_R, index.row_R + 1) - begin_R
+    shard_C, row_C = np.repeat(index.shard_R, length_R), ragged_arange(begin_R, length_R)
 
     def column(name: str) -> np.ndarray:
-        return take(candidates, [shard.requests.list(f"candidate.{name}").values for shard in dataset.shards], np.int64)
+        values = [shard.requests.list(f"candidate.{name}").values for shard in dataset.shards]
+        return pick(values, shard_C, row_C).astype(np.int64)
 
-    user_R = take(requests, [_user_of_request(shard) for shard in dataset.shards], np.int64)
+    user_R = pick([_user_of_request(shard) for shard in dataset.shards], index.shard_R, index.row_R)
     keys = [np.repeat(user_R, length_R), column("item_id")]
     if any(field.name == "surface" for field in dataset.manifest.spec.candidate_contexts):
         keys.append(column("ctx_surface"))

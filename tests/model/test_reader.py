@@ -80,7 +80,11 @@ def read_by_hand(content, requests, max_lengths):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("max_lengths", [(1000, 1000), (5, 0), (1, 3)])
-def test_batches_equal_plain_reading(tmp_path, make_content, write_dataset, seed, num_shards, max_lengths):
+@pytest.mark.parametrize("min_mean_slice", [0, 1000], ids=["by slice", "by index"])
+def test_batches_equal_plain_reading(
+    tmp_path, monkeypatch, make_content, write_dataset, seed, num_shards, max_lengths, min_mean_slice
+):
+    monkeypatch.setattr("model.gather.MIN_MEAN_SLICE", min_mean_slice)
     content = make_content(seed)
     dataset = write_dataset(tmp_path / "streams", content, num_shards)
     for split in (TRAIN, EVALUATION):
