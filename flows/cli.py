@@ -15,7 +15,7 @@ from features.errors import DataError
 PARAMS = Path("params.yaml")
 
 app = typer.Typer(
-    help="From raw interaction logs to a trained, evaluated HSTU 2.0 ranking model. Run it in the root folder of the repository.",
+    help="From raw interaction logs to a trained, evaluated HSTU 2.0 ranking model. Run it in the repository's root.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,16 +35,20 @@ class Source(StrEnum):
 @app.command()
 def run(
     data: Annotated[
-        Path | None, typer.Option(help="Folder of raw logs. Written to data.path in params.yaml, so later runs keep it.")
+        Path | None,
+        typer.Option(help="Folder of raw logs; kept in params.yaml (data.path) for later runs."),
     ] = None,
     source: Annotated[Source | None, typer.Option(help="Format of the logs (data.source in params.yaml).")] = None,
     until: Annotated[
-        str | None, typer.Option(help="Stop after this stage: ingest, vocab, streams, validate, train, evaluate or report.")
+        str | None,
+        typer.Option(help="Stop after this stage: ingest, vocab, streams, validate, train, evaluate, report."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Edit params.yaml first, e.g. --set train.num_epochs=2. Repeatable."
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Edit params.yaml first, e.g. --set train.num_epochs=2. May be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -63,7 +67,6 @@ def run(
     changes.update(parse_assignment(assignment) for assignment in assignments or ())
     edit_params(PARAMS, changes)
     _check_logs(DataConfig.load(PARAMS).path)
-    _log_to_terminal()
 
     from flows.run import run_stages
 
@@ -78,9 +81,12 @@ def run(
 @app.command()
 def inspect(
     dataset: Annotated[Path, typer.Argument(help="A streams dataset.")] = Path("data/streams"),
-    user: Annotated[int | None, typer.Option(help="Show this user's streams and requests (the id of the raw logs).")] = None,
+    user: Annotated[
+        int | None, typer.Option(help="Show the streams and requests of this user of the raw logs.")
+    ] = None,
     request: Annotated[
-        int | None, typer.Option(min=0, help="With --user: show this request, 0 = newest, and where its history begins.")
+        int | None,
+        typer.Option(min=0, help="With --user: show one request, 0 = the newest, and its history."),
     ] = None,
 ) -> None:
     """Look into a streams dataset: counts and checks, one user's streams, one request."""
@@ -101,7 +107,7 @@ def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder to write, e.g. data/raw/synthetic.")],
     num_events: Annotated[int, typer.Option(min=1, help="How many impressions.")] = 200_000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
-    dirty: Annotated[bool, typer.Option("--dirty", help="Mix in broken and duplicated rows, as real logs have them.")] = False,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Mix in broken and duplicated rows.")] = False,
 ) -> None:
     """Write synthetic logs in KuaiRand's format, with interests that a user's history tells."""
     from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs

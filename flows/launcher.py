@@ -1,8 +1,8 @@
 """Runs one command in a process group of its own and ends the whole group when its parent is gone.
 
 The parent holds the only write end of this process's standard input. The kernel closes that end when the parent dies,
-even by `kill -9`, so end-of-file is the order to stop; the parent closes it to cancel. PR_SET_PDEATHSIG would not do: it
-reaches the direct child alone, fires when the starting *thread* ends, and exists on Linux only.
+even by `kill -9`, so end-of-file is the order to stop; the parent closes it to cancel. PR_SET_PDEATHSIG would not do:
+it reaches the direct child alone, fires when the starting *thread* ends, and exists on Linux only.
 
 Started by its path with `python -P`: standard library only.
 """

@@ -28,7 +28,7 @@ def launched(
     process = subprocess.Popen(
         [sys.executable, "-P", str(LAUNCHER), sys.executable, *arguments],
         cwd=workspace,
-        env=interpreter_environment(os.environ) | environment,
+        env=interpreter_environment(os.environ) | dict(environment),
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -17,8 +18,7 @@ from prefect.states import Completed, Failed
 
 from features.errors import DataError
 from flows.server import prefect_api
-from flows.stage import StageOutcome, Status, run_stage, stage_names
-
+from flows.stage import Status, run_stage, stage_names
 
 
 def run_stages(workspace: Path, until: str | None) -> int:
@@ -36,7 +36,11 @@ def run_stages(workspace: Path, until: str | None) -> int:
     """
     stages = stages_until(workspace, until)
     with exclusive(workspace), _sigterm_unwinds(), prefect_api(workspace):
-        state = hstu2_run(workspace, stages, return_state=True)
+        _log_failures_once()
+        try:
+            state = hstu2_run(workspace, stages, return_state=True)
+        finally:
+            _send_logs()
     if state.is_completed():
         print(state.message)
         return 0
@@ -45,12 +49,12 @@ def run_stages(workspace: Path, until: str | None) -> int:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def bring_up_to_date(stage: str, workspace: Path) -> State[StageOutcome]:
+def bring_up_to_date(stage: str, workspace: Path) -> State[None]:
     """Runs one stage through DVC; the task fails with the stage's own last lines."""
     outcome = run_stage(stage, workspace, get_run_logger().info)
     if outcome.status is Status.FAILED:
-        return Failed(message=f"{stage} failed: {outcome.error}", data=outcome)
-    return Completed(name=outcome.status.name.capitalize(), message=outcome.status.value, data=outcome)
+        return Failed(message=f"{stage} failed: {outcome.error}")
+    return Completed(name=outcome.status.name.capitalize(), message=outcome.status.value)
 
 
 @flow(name="hstu2-run", validate_parameters=False, persist_result=False)
@@ -113,3 +117,19 @@ def _sigterm_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _log_failures_once() -> None:
+    """Drops the record in which Prefect shows a failed state with an empty traceback before it logs the same state."""
+    logging.getLogger("prefect.task_runs").addFilter(_is_no_repetition)
+
+
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Task run failed with state")
+
+
+def _send_logs() -> None:
+    """Waits until Prefect's background thread has handed the run's log to the server, which stops next."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()

@@ -21,6 +21,10 @@ MAX_KEPT_LINES = 1000
 _COMMAND = re.compile(r"> \S")
 _COMMAND_FAILED = re.compile(r"ERROR: failed to reproduce '[^']*': failed to run: ")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.+)")
+_DVC_HINT = re.compile(
+    r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
+    r"|Use `dvc push`|Data and pipelines are up to date|(?:Generating|Updating) lock file|Having any troubles"
+)
 _PROGRESS = re.compile(r"(?:\S+ ){0,2}(?:DEBUG|INFO)\b")
 
 
@@ -60,7 +64,7 @@ def run_stage(stage: str, workspace: Path, on_line: Callable[[str], None]) -> St
     Args:
         stage: name of a stage of the workspace's dvc.yaml.
         workspace: folder that holds dvc.yaml.
-        on_line: receives every line that DVC and the stage print, as it comes.
+        on_line: receives every line that the stage and DVC print, as it comes, but for DVC's advice on git.
 
     An exception in the caller's thread (Ctrl-C, a cancelled flow) and the death of this process both end every process
     of the stage.
@@ -70,9 +74,10 @@ def run_stage(stage: str, workspace: Path, on_line: Callable[[str], None]) -> St
     with launched(command, workspace, output=subprocess.PIPE, environment={"DVC_NO_ANALYTICS": "1"}) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            kept.append(line.rstrip())
-            if kept[-1]:
-                on_line(kept[-1])
+            text = line.rstrip()
+            kept.append(text)
+            if text and not _DVC_HINT.match(text):
+                on_line(text)
         code = process.wait()
     return summarize(stage, kept, code)
 
