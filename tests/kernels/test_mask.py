@@ -58,3 +58,14 @@ def test_a_window_as_long_as_the_history_is_full_causal():
 def test_nonsense_is_refused(arguments):
     with pytest.raises(ValueError, match="must"):
         AttentionMask(*arguments)
+
+
+@pytest.mark.parametrize("global_axis", ["queries", "keys"])
+def test_counting_visible_pairs_equals_counting_cells(global_axis):
+    for length, local, glob, contextual, candidates in itertools.product(
+        range(9), (0, 1, 3, 9), (0, 1, 2, 5, 9), (0, 2), (0, 3)
+    ):
+        mask = AttentionMask(local, glob, global_axis)
+        cells = int(dense_mask(contextual + length + candidates, contextual, candidates, mask).sum())
+        found = mask.num_visible(length, num_contextual=contextual, num_candidates=candidates)
+        assert found == cells, (length, local, glob, contextual, candidates)
