@@ -15,7 +15,7 @@ import yaml
 from features.errors import DataError
 from flows.process import launched
 
-MAX_ERROR_LINES = 5
+MAX_ERROR_LINES = 10
 MAX_KEPT_LINES = 1000
 
 _COMMAND = re.compile(r"> \S")
@@ -25,7 +25,8 @@ _DVC_HINT = re.compile(
     r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
     r"|Use `dvc push`|Data and pipelines are up to date|(?:Generating|Updating) lock file|Having any troubles"
 )
-_PROGRESS = re.compile(r"(?:\S+ ){0,2}(?:DEBUG|INFO)\b")
+_PROGRESS = re.compile(r"\d\d:\d\d:\d\d |(?:\S+ ){0,2}(?:DEBUG|INFO)\b")
+_STAGE_ERROR = "error: "
 
 
 class Status(enum.Enum):
@@ -106,7 +107,14 @@ def stage_error(lines: list[str]) -> str:
 
 
 def _last_error(lines: list[str]) -> list[str]:
-    """Of a Python traceback the exception without the frames, of anything else the last few lines."""
-    starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent")]
-    raised = [line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")] if starts else lines
+    """What follows the last `error: `, a Python exception without its traceback, or else the last few lines."""
+    start = _last_index(lines, _STAGE_ERROR)
+    if start is not None:
+        return [lines[start].removeprefix(_STAGE_ERROR), *lines[start + 1 :]][:MAX_ERROR_LINES]
+    start = _last_index(lines, "Traceback (most recent call last)")
+    raised = lines if start is None else [line for line in lines[start + 1 :] if not line.startswith(" ")]
     return raised[-MAX_ERROR_LINES:]
+
+
+def _last_index(lines: list[str], prefix: str) -> int | None:
+    return max((index for index, line in enumerate(lines) if line.startswith(prefix)), default=None)
