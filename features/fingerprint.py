@@ -51,7 +51,7 @@ def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:
         digest_requests = _digest_rows(requests, _seed("requests", lane), skip=("user_row",))
         for key in keys:
             digest_requests = mix64(digest_requests ^ mix64(key))
-        lanes.append(int(digest_users.sum(dtype=np.uint64) + digest_requests.sum(dtype=np.uint64)) & _MASK)
+        lanes.append(int(digest_users.sum()) + int(digest_requests.sum()) & _MASK)
     return Fingerprint(tuple(lanes))
 
 

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.fingerprint import Fingerprint, fingerprint
+
+
+def of(shards) -> str:
+    return sum((fingerprint(tables.users, tables.requests) for tables in shards), Fingerprint()).hex
+
+
+@given(seed=st.integers(0, 2**32 - 1), num_rows=st.integers(0, 150), num_shards=st.integers(2, 9))
+@settings(max_examples=30)
+def test_sharding_does_not_show(build_shards, random_events, seed, num_rows, num_shards):
+    events = random_events(seed, num_rows)
+    assert of(build_shards(events, num_shards)) == of(build_shards(events, 1))
+
+
+def test_it_has_128_bits(build_shards, random_events):
+    lanes = fingerprint(*tables_of(build_shards, random_events)).lanes
+    assert lanes[0] != lanes[1]
+    assert len(Fingerprint(lanes).hex) == 32
+
+
+def tables_of(build_shards, random_events) -> tuple[pa.Table, pa.Table]:
+    (tables,) = build_shards(random_events(5, 150), 1)
+    return tables.users, tables.requests
+
+
+def replaced(table: pa.Table, name: str, array: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), table.schema.field(name), array)
+
+
+def with_values(array: pa.LargeListArray, values: np.ndarray) -> pa.Array:
+    return pa.LargeListArray.from_arrays(array.offsets, pa.array(values), type=array.type)
+
+
+@pytest.mark.parametrize("which", ["users", "requests"])
+def test_every_column_counts(build_shards, random_events, which):
+    users, requests = tables_of(build_shards, random_events)
+    whole = fingerprint(users, requests)
+    table = {"users": users, "requests": requests}[which]
+    for name in table.column_names:
+        if name == "user_row":
+            continue
+        array = table.column(name).combine_chunks()
+        is_list = pa.types.is_large_list(array.type)
+        values = (array.values if is_list else array).to_numpy(zero_copy_only=False).copy()
+        values[0] += 1
+        changed = replaced(table, name, with_values(array, values) if is_list else pa.array(values))
+        other = {"users": (changed, requests), "requests": (users, changed)}[which]
+        assert fingerprint(*other) != whole, name
+
+
+def test_order_within_a_list_counts(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    array = users.column("consumption.item").combine_chunks()
+    values = array.values.to_numpy().copy()
+    first, second = next((i, i + 1) for i in range(array.offsets[1].as_py() - 1) if values[i] != values[i + 1])
+    values[[first, second]] = values[[second, first]]
+    swapped = replaced(users, "consumption.item", with_values(array, values))
+    assert fingerprint(swapped, requests) != fingerprint(users, requests)
+
+
+def test_a_zero_is_not_nothing(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    array = users.column("consumption.tag").combine_chunks()
+    shorter = pa.array([row[:-1] if index == 0 else row for index, row in enumerate(array.to_pylist())], array.type)
+    longer = pa.array([[*row, 0] if index == 0 else row for index, row in enumerate(array.to_pylist())], array.type)
+    hexes = {fingerprint(replaced(users, "consumption.tag", a), requests).hex for a in (array, shorter, longer)}
+    assert len(hexes) == 3
+
+
+def test_order_of_a_users_requests_counts(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    assert requests.column("user_row")[0] == requests.column("user_row")[1]
+    order = np.arange(requests.num_rows)
+    order[:2] = 1, 0
+    assert fingerprint(users, requests.take(pa.array(order))) != fingerprint(users, requests)
+
+
+def test_whose_request_it_is_counts(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    user_row = requests.column("user_row").to_numpy().copy()
+    last_of_first = int((user_row == 0).sum()) - 1
+    user_row[last_of_first] = 1
+    assert fingerprint(users, replaced(requests, "user_row", pa.array(user_row))) != fingerprint(users, requests)
