@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.files import atomic_file
 from pipelines.spill import SpillRef, read_spill
 
 ROWS_PER_FILE = 2_000_000
@@ -33,9 +34,15 @@ def write_day(refs: Iterable[SpillRef], directory: Path) -> None:
         order = np.argsort(rows["timestamp_ms"].to_numpy(), kind="stable")
         for start in range(0, len(order), ROWS_PER_FILE):
             table = rows.take(pa.array(order[start : start + ROWS_PER_FILE]))
-            with atomic_file(directory / f"part-{part:03d}.parquet") as path:
-                pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+            _write(table, directory / f"part-{part:03d}.parquet")
             part += 1
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """Renames when whole, for two attempts may run at once; syncing is up to whoever publishes the directory."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    os.replace(temporary, path)
 
 
 def count_rows(out: Path) -> dict[str, int]:

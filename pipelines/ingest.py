@@ -24,7 +24,7 @@ from features.files import atomic_directory, read_json, write_json
 from pipelines.config import PipelinesConfig
 from pipelines.day_files import count_rows, write_day
 from pipelines.engine import run_pipeline, run_stage
-from pipelines.progress import log_progress
+from pipelines.progress import Phase, log_progress
 from pipelines.quarantine import (
     Account,
     account_of,
@@ -113,7 +113,9 @@ def ingest(params: Path, events: Path, quarantine: Path) -> None:
             *write_side_table(logs.users, out / "users.parquet", work),
             *write_side_table(logs.items, out / "items.parquet", work),
         ]
-        with log_progress("rows read", num_rows, lambda: _rows_done(work, logs.units)):
+        read = Phase("rows read", num_rows, lambda: _rows_read(work, logs.units))
+        written = Phase("rows written", num_rows, lambda: sum(count_rows(out).values()))
+        with log_progress(read, written):
             run_pipeline(lambda pipeline: _wire(pipeline, logs, data, work=work, out=out), config)
         accounts = _collect(work, logs)
         for account in (*accounts, *side_accounts):
@@ -143,7 +145,7 @@ def _account_path(work: Path, unit: WorkUnit) -> Path:
     return work / f"account-{unit.name}.json"
 
 
-def _rows_done(work: Path, units: tuple[WorkUnit, ...]) -> int:
+def _rows_read(work: Path, units: tuple[WorkUnit, ...]) -> int:
     return sum(unit.num_rows for unit in units if _account_path(work, unit).exists())
 
 

@@ -1,4 +1,4 @@
-"""A progress line in the log while a pipeline runs: done and total, rate, time left."""
+"""Progress lines in the log while a pipeline runs: done and total, rate, time left."""
 
 from __future__ import annotations
 
@@ -7,34 +7,45 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-@contextmanager
-def log_progress(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """Logs how far `done()` is on the way to `total` every few seconds until the block ends.
+@dataclass(frozen=True)
+class Phase:
+    """A part of the work: what is counted, how many there are, and a count of those finished so far."""
 
-    Args:
-        what: the things that are counted, as the log names them.
-        total: how many there are.
-        done: counts those that are finished; called from another thread.
+    what: str
+    total: int
+    done: Callable[[], int]
+
+
+@contextmanager
+def log_progress(*phases: Phase) -> Iterator[None]:
+    """Logs every few seconds how far the current phase is, until the block ends; a phase ends with its last thing.
+
+    The phases' counts are taken in another thread.
     """
     stop = threading.Event()
-    start = time.monotonic()
-
-    def watch() -> None:
-        while not stop.wait(_SECONDS_BETWEEN_LINES):
-            _LOG.info("%s", progress_line(what, done(), total, seconds=time.monotonic() - start))
-
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread = threading.Thread(target=_watch, args=(phases, stop), name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+
+
+def _watch(phases: tuple[Phase, ...], stop: threading.Event) -> None:
+    for phase in phases:
+        start = time.monotonic()
+        while not stop.wait(_SECONDS_BETWEEN_LINES):
+            done = phase.done()
+            _LOG.info("%s", progress_line(phase.what, done, phase.total, seconds=time.monotonic() - start))
+            if done >= phase.total:
+                break
 
 
 def progress_line(what: str, done: int, total: int, *, seconds: float) -> str:
