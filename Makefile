@@ -1,0 +1,52 @@
+# Everything a clone needs: Python 3.11 or newer and make. `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+LOCK ?= requirements-cpu.lock
+WORKERS ?= 2
+# PyTorch's CPU wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+DATA ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+SYNTHETIC := data/raw/synthetic
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench
+
+help:
+	@echo 'make demo            synthetic logs to an evaluated model and a report'
+	@echo 'make demo DATA=DIR   the same on a folder with KuaiRand logs'
+	@echo 'make test            all tests'
+	@echo 'make lint            ruff, mypy and the import rules'
+	@echo 'make bench           benchmarks, figures into bench/'
+	@echo 'make install         only makes $(VENV); add TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small torch'
+
+install: $(READY)
+
+# A stamp inside the environment: an installation that was cut off is taken up again, a changed lock is installed.
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	@echo 'Installing $(LOCK) into $(VENV), this takes some minutes the first time'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(READY) $(if $(DATA),,$(SYNTHETIC))
+	$(BIN)/hstu2 run --source kuairand --data '$(if $(DATA),$(DATA),$(SYNTHETIC))'
+
+$(SYNTHETIC): | $(READY)
+	$(BIN)/hstu2 data synthesize $@ --num-events 200000 --seed 7
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m kernels.bench
