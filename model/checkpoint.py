@@ -31,22 +31,13 @@ class FileRecord(Closed):
     sha256: str
 
 
-class LossPoint(Closed):
-    """Mean training loss of the steps since the point before."""
-
-    step: int
-    loss: float
-    tasks: dict[str, float]
-
-
 class Header(Closed):
     """Everything of a checkpoint that is not a tensor.
 
     run_hash: of what decides the weights: dataset content, sections model and train. A run resumes only its own.
     step: optimizer steps taken.
     epoch, position: where the reader stands.
-    num_requests, num_tokens: processed so far.
-    losses: the loss curve so far.
+    num_requests, num_candidates, num_tokens: processed so far.
     """
 
     version: int = CHECKPOINT_VERSION
@@ -55,9 +46,9 @@ class Header(Closed):
     epoch: int
     position: int
     num_requests: int
+    num_candidates: int
     num_tokens: int
     seed: int
-    losses: tuple[LossPoint, ...]
     spec: FeatureSpec
     model: ModelConfig
     vocabulary_hash: str
@@ -65,22 +56,26 @@ class Header(Closed):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: `tensors` by group (`dense`, `tables`, `optimizer`, `rng`), then by name."""
+    """A checkpoint in memory: `tensors` by group (`dense`, `tables`, `optimizer`, `rng`, `losses`), then by name."""
 
     header: Header
     tensors: Mapping[str, Tensors]
 
 
 def save_checkpoint(target: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; equal checkpoints give equal bytes."""
+    """Writes a checkpoint that appears whole."""
     with atomic_directory(target) as directory:
-        files = {}
-        for group, tensors in checkpoint.tensors.items():
-            path = directory / f"{group}.safetensors"
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-            files[path.name] = _record(path)
-        record = {name: file.model_dump() for name, file in files.items()}
-        write_json(directory / _HEADER, {"header": checkpoint.header.model_dump(mode="json"), "files": record})
+        write_checkpoint(directory, checkpoint)
+
+
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint's files into an existing directory; equal checkpoints give equal bytes."""
+    files = {}
+    for group, tensors in checkpoint.tensors.items():
+        path = directory / f"{group}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        files[path.name] = _record(path).model_dump()
+    write_json(directory / _HEADER, {"header": checkpoint.header.model_dump(mode="json"), "files": files})
 
 
 def load_header(directory: Path) -> Header:

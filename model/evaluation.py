@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from model.metrics import AUC, GroupedAUC, NormalizedEntropy, group_mean
 from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
+from model.train_config import Group
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_BATCHES = 50
@@ -99,7 +100,7 @@ def measure(
     floor: Sequence[np.ndarray | None],
     tasks: Sequence[str],
     *,
-    groups: dict[str, tuple[str, ...]],
+    groups: Mapping[Group, tuple[str, ...]],
     cut_ms: int,
 ) -> Evaluation:
     """Computes every figure.

@@ -97,6 +97,7 @@ class Reader:
         """
         if len(max_lengths) != len(dataset.manifest.spec.streams):
             raise ValueError("max_lengths needs one entry per stream of the dataset")
+        self.spec = dataset.manifest.spec
         index = index_requests(dataset, split)
         self._sampler = EpochSampler(index.num_requests, batch_size, shuffle_seed)
         self._keys = _Keys(index, self._sampler)
@@ -137,6 +138,11 @@ class Reader:
             persistent_workers=True,
             generator=torch.Generator(),
         )
+
+    def sample(self, count: int) -> Batch:
+        """At most `count` requests, evenly spaced over the split."""
+        chosen = slice(None, None, max(1, -(-self.num_requests // count)))
+        return self._source[BatchKey(self._keys.index.shard_R[chosen], self._keys.index.row_R[chosen])]
 
     def state_dict(self) -> ReaderState:
         """(epoch, position); exact however far the workers have read ahead."""

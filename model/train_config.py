@@ -11,6 +11,7 @@ from features.config import Closed, Section
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Group = Literal["consumption", "engagement"]
 
 
 class TrainConfig(Section):
@@ -48,7 +49,8 @@ class EvaluateConfig(Section):
 
     section: ClassVar[str] = "evaluate"
 
+    device: Literal["cpu", "cuda"]
     batch_size: Count
-    groups: dict[Literal["consumption", "engagement"], tuple[str, ...]]
+    groups: dict[Group, tuple[str, ...]]
     floor: FloorConfig
     calibration_bins: Count
