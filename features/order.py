@@ -67,18 +67,29 @@ def _ages(timestamp_ms: np.ndarray, max_bits: int) -> np.ndarray:
 def _sort(keys: np.ndarray, source_order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers by ascending key, rows of equal keys by descending source_order; and the keys in that order.
 
-    Sorting values is several times faster than sorting indices, so the rank by source_order rides in the key's free
-    low bits. Spilled rows come in long runs of ascending source_order, which the stable sort merges cheaply.
+    Event files are in the order of time and source, so reading them backwards usually settles the ties already.
     """
-    by_source = np.argsort(source_order, kind="stable")[::-1]
-    keys = keys[by_source]
+    backwards = np.arange(len(keys) - 1, -1, -1)
+    rows, ascending = _sort_stable(keys, backwards)
+    source = source_order[rows]
+    if np.any((ascending[1:] == ascending[:-1]) & (source[1:] > source[:-1])):
+        return _sort_stable(keys, np.argsort(source_order)[::-1])
+    return rows, ascending
+
+
+def _sort_stable(keys: np.ndarray, preference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers by ascending key, equal keys in the order in which `preference` lists the rows; and those keys.
+
+    Sorting values is several times faster than sorting indices, so the preference rides in the key's free low bits.
+    """
+    keys = keys[preference]
     rank_bits = (len(keys) - 1).bit_length()
     if int(keys.max()).bit_length() + rank_bits > 64:
         ranks = np.argsort(keys, kind="stable")
-        return by_source[ranks], keys[ranks]
+        return preference[ranks], keys[ranks]
     packed = np.sort((keys << np.uint64(rank_bits)) | np.arange(len(keys), dtype=np.uint64))
     ranks = (packed & np.uint64((1 << rank_bits) - 1)).astype(np.int64)
-    return by_source[ranks], packed >> np.uint64(rank_bits)
+    return preference[ranks], packed >> np.uint64(rank_bits)
 
 
 def _duplicates(events: pa.Table, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
