@@ -130,6 +130,8 @@ def _blocks(data: bytes) -> Iterator[bytes]:
 
 def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
     """The wanted columns with their types, or None unless every line is a row of the right form."""
+    if b"0x" in data or b"0X" in data:
+        return None  # Arrow would take hexadecimal text for an integer.
     try:
         table = pa_csv.read_csv(
             pa.BufferReader(data),
