@@ -63,7 +63,11 @@ class EmbeddingTables(nn.Module):
         Returns:
             (N, D) float32.
         """
-        return self.lookup(rows_L, offsets_N1)
+        if not torch.is_inference_mode_enabled():
+            return self.lookup(rows_L, offsets_N1)
+        # fbgemm's CPU lookup exists for autograd's dispatch only, which inference mode leaves out.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.lookup(rows_L, offsets_N1)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Holds from the next backward() on."""

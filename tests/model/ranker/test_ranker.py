@@ -198,6 +198,15 @@ def test_fp32_agrees_with_fp64(make_ranker, make_batch):
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
 
 
+def test_scoring_without_autograd_gives_the_same(make_ranker, make_batch):
+    ranker = make_ranker()
+    batch = make_batch([5, 0], [2, 1], [3, 1])
+    expected = ranker(batch).logits_CK
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(ranker(batch).logits_CK, expected)
+
+
 def test_state_moves_to_another_model(make_ranker, make_config, make_batch, spec):
     ranker = make_ranker()
     torch.manual_seed(9)
