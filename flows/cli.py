@@ -88,6 +88,8 @@ def inspect(
         int | None,
         typer.Option(min=0, help="With --user: show one request, 0 = the newest, and its history."),
     ] = None,
+    vocab: Annotated[Path, typer.Option(help="The vocabulary, for the items' raw ids.")] = Path("data/vocab"),
+    limit: Annotated[int, typer.Option(min=1, help="Events and requests to show of each.")] = 20,
 ) -> None:
     """Look into a streams dataset: counts and checks, one user's streams, one request."""
     from flows.inspect import describe_dataset, describe_request, describe_user
@@ -97,9 +99,24 @@ def inspect(
             raise typer.BadParameter("--request needs --user")
         typer.echo(describe_dataset(dataset))
     elif request is None:
-        typer.echo(describe_user(dataset, user))
+        typer.echo(describe_user(dataset, user, vocab=vocab, limit=limit))
     else:
-        typer.echo(describe_request(dataset, user, request))
+        typer.echo(describe_request(dataset, user, request, vocab=vocab, limit=limit))
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("reports/index.html"),
+    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write the report from the figures that the last run left, one page to show around."""
+    from flows.report.inputs import ReportPaths
+    from flows.report.page import write_report
+
+    write_report(ReportPaths(), out)
+    typer.echo(f"{out}: open it in a browser")
+    if open_page:
+        typer.launch(str(out))
 
 
 @data_app.command()
