@@ -23,6 +23,11 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 SMOOTHING_POINTS = 9
 
 
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign, the minus as wide as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def fragment(figure: go.Figure, name: str) -> str:
     """The figure as HTML; equal figures of equal name give equal bytes."""
     config = {"displayModeBar": False, "responsive": True}
@@ -57,15 +62,23 @@ def ne_gain_figure(tasks: Sequence[str], gains: Sequence[float]) -> go.Figure:
             x=[100 * gain for gain in gains],
             orientation="h",
             marker={"color": [ACCENT if gain >= 0 else BAD for gain in gains]},
-            text=[f"{100 * gain:+.1f} %" for gain in gains],
-            textposition="outside",
-            cliponaxis=False,
             hovertemplate="%{y}: %{x:.2f} %<extra></extra>",
         )
     )
     _styled(figure, 60 + 34 * len(tasks), l=128, r=64)
-    figure.update_yaxes(autorange="reversed", tickfont={"color": INK, "size": 13})
-    figure.update_xaxes(title={"text": "NE below the floor, %", "font": {"size": 12.5, "color": MUTED}}, showline=False)
+    figure.update_yaxes(autorange="reversed", tickfont={"color": INK, "size": 13}, showgrid=False, showline=False)
+    low, high = 100 * min([0.0, *gains]), 100 * max([0.0, *gains])
+    span = max(high - low, 1e-3)
+    figure.update_xaxes(
+        range=[low - 0.06 * span if low < 0 else 0, high + 0.12 * span],
+        title={"text": "NE below the floor, %", "font": {"size": 12.5, "color": MUTED}},
+        showline=False,
+    )
+    # Right of the bar or of zero: left of a negative bar there may be no room on a phone.
+    for task, gain in zip(tasks, gains, strict=True):
+        figure.add_annotation(
+            x=max(100 * gain, 0), y=task, text=f"{signed(100 * gain, 1)} %", showarrow=False, xanchor="left", xshift=3
+        )
     figure.update_layout(bargap=0.38, shapes=[_line(x0=0, x1=0, y0=0, y1=1, yref="paper", color=MUTED)])
     return figure
 
@@ -75,9 +88,10 @@ def _line(*, color: str, dash: str = "solid", **ends: object) -> dict[str, objec
 
 
 def smooth(values: Sequence[float], width: int = SMOOTHING_POINTS) -> list[float]:
-    """Mean of each value and its neighbours; the window shrinks at the ends."""
-    half = width // 2
-    windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
+    """Mean of each value and as many neighbours on either side, fewer towards the ends."""
+    last = len(values) - 1
+    halves = (min(width // 2, index, last - index) for index in range(len(values)))
+    windows = (values[index - half : index + half + 1] for index, half in enumerate(halves))
     return [sum(window) / len(window) for window in windows]
 
 
@@ -127,9 +141,9 @@ def lengths_figure(shares: LengthShares, max_length: int | None) -> go.Figure:
     figure.update_xaxes(
         type="category", tickangle=-40, title={"text": "events", "font": {"size": 12.5, "color": MUTED}}
     )
-    figure.update_yaxes(ticksuffix=" %", nticks=5)
+    figure.update_yaxes(ticksuffix=" %", nticks=5, range=[0, 115 * max([*shares.users, *shares.requests])])
     figure.update_layout(bargap=0.25, bargroupgap=0.05)
-    place = None if max_length is None else math.log2(max_length + 1) - 0.5 + 0.5
+    place = None if max_length is None else math.log2(max_length) + 0.5
     if place is not None and place < len(shares.labels) - 0.5:
         figure.add_shape(_line(x0=place, x1=place, y0=0, y1=1, yref="paper", color=BAD, dash="dot"))
         figure.add_annotation(
@@ -177,10 +191,13 @@ def mask_figure(drawn: DrawnMask) -> go.Figure:
     )
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(showline=False, tickfont={"size": 11.5, "color": MUTED})
+    low, high = -0.5, length - 0.5
     for border in (contextual - 0.5, end - 0.5):
-        for ends in ({"x0": border, "x1": border, "y0": -0.5, "y1": length - 0.5}, {}):
-            turned = ends or {"y0": border, "y1": border, "x0": -0.5, "x1": length - 0.5}
-            figure.add_shape({**_line(color=INK, **turned), "layer": "above"})
+        for line in (
+            _line(x0=border, x1=border, y0=low, y1=high, color=INK),
+            _line(x0=low, x1=high, y0=border, y1=border, color=INK),
+        ):
+            figure.add_shape({**line, "layer": "above"})
     return figure
 
 
@@ -203,6 +220,6 @@ def calibration_figure(points: Sequence[CalibrationPoint]) -> go.Figure:
     )
     _styled(figure, 210, l=44, r=8, t=4, b=34)
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(range=[0, top], nticks=4)
-    figure.update_yaxes(range=[0, top], nticks=4)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(range=[0, top], nticks=4, tickangle=0, tickfont={"color": MUTED, "size": 11})
     return figure
