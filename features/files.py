@@ -63,11 +63,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def json_text(value: Any) -> str:
+    """Sorted, indented JSON: equal values give equal bytes. NaN is refused, it is not JSON."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(target: Path, value: Any) -> None:
-    """Writes sorted, indented JSON atomically; NaN is refused, it is not JSON."""
+    """Writes `json_text(value)` atomically."""
     with atomic_file(target) as temporary:
-        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

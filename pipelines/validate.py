@@ -1,0 +1,208 @@
+"""The stage `validate`: reads the whole streams dataset back and holds it against everything it promises."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+
+from features.config import Closed, DataConfig, FeaturesConfig
+from features.dataset import StreamsDataset, open_dataset
+from features.errors import DataError
+from features.files import atomic_file, json_text, read_json
+from features.fingerprint import Fingerprint, fingerprint
+from features.invariants import Figures, Rules, check_shard, merge_figures
+from features.manifest import MANIFEST, params_hash
+from features.vocabulary import VocabularySet
+from pipelines.config import PipelinesConfig
+from pipelines.engine import run_pipeline, run_stage
+from pipelines.streams import feature_spec
+
+_LOG = logging.getLogger(__name__)
+
+
+class ShardResult(Closed):
+    """What the checks of one shard found."""
+
+    index: int
+    figures: dict[str, Figures]
+    fingerprint_lanes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Directories of a validation; they must be reachable by every worker."""
+
+    events: Path
+    vocab: Path
+    streams: Path
+
+
+class CheckShard(beam.DoFn):
+    """A shard's number in, its result as JSON out; a failed check raises."""
+
+    def __init__(self, dataset: StreamsDataset, rules: Rules) -> None:
+        self._dataset = dataset
+        self._rules = rules
+
+    def process(self, index: int) -> Iterator[str]:
+        """Checks one shard."""
+        shard = self._dataset.shards[index]
+        figures = check_shard(shard, index, self._rules)
+        lanes = fingerprint(shard.users.table, shard.requests.table).lanes
+        _LOG.info("%s: %d events checked", shard.entry.name, shard.entry.events)
+        yield ShardResult(index=index, figures=figures, fingerprint_lanes=lanes).model_dump_json()
+
+
+class WriteResults(beam.DoFn):
+    """All results in, one JSON file of them out."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def process(self, results: list[str]) -> None:
+        """Writes the file."""
+        Path(self._path).write_text(json.dumps(sorted(results)))
+
+
+def validate(params: Path, inputs: Inputs, out: Path) -> None:
+    """Runs the stage and writes every check with its figures.
+
+    Raises:
+        DataError: a check failed; names the check and the file, or the shard and the first user.
+    """
+    data, features = DataConfig.load(params), FeaturesConfig.load(params)
+    config = PipelinesConfig.load(params)
+    dataset = open_dataset(inputs.streams.absolute())
+    checks = {
+        "files": _check_files(dataset),
+        "params": _check_params(dataset, params_hash(data, features)),
+        "vocabulary": _check_vocabulary(dataset, features, VocabularySet.load(inputs.vocab)),
+        "accounts": _check_accounts(dataset, inputs),
+    }
+    rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
+    with atomic_file(out) as path:
+        run_pipeline(lambda pipeline: _wire(pipeline, CheckShard(dataset, rules), str(path), rules.num_shards), config)
+        results = _read_results(path, dataset)
+        for name in results[0].figures:
+            checks[name] = reduce(merge_figures, (result.figures[name] for result in results))
+        checks["content"] = _check_content(dataset, results)
+        path.write_text(json_text({"checks": checks, **_identity(dataset)}), encoding="utf-8")
+    _LOG.info("%s: %d checks hold for %d shards", inputs.streams, len(checks), len(results))
+
+
+def _wire(pipeline: beam.Pipeline, check: CheckShard, results: str, num_shards: int) -> None:
+    _ = (
+        pipeline
+        | "Shards" >> beam.Create(range(num_shards))
+        | "Spread" >> beam.Reshuffle()
+        | "Check" >> beam.ParDo(check)
+        | "All" >> beam.combiners.ToList()
+        | "Write" >> beam.ParDo(WriteResults(results))
+    )
+
+
+def _read_results(path: Path, dataset: StreamsDataset) -> list[ShardResult]:
+    """Results in the order of the shards.
+
+    Raises:
+        DataError: the runner lost or doubled some.
+    """
+    texts = json.loads(path.read_text() or "[]")
+    results = sorted((ShardResult.model_validate_json(text) for text in texts), key=lambda result: result.index)
+    if [result.index for result in results] != list(range(len(dataset.shards))):
+        raise DataError(
+            f"{dataset.path}: {len(results)} results for {len(dataset.shards)} shards; the runner lost or doubled some"
+        )
+    return results
+
+
+def _identity(dataset: StreamsDataset) -> dict[str, object]:
+    return {"content_checksum": dataset.manifest.content_checksum, "cut_ms": dataset.manifest.cut_ms}
+
+
+def _check_files(dataset: StreamsDataset) -> Figures:
+    """The files themselves were checked when the dataset was opened: sizes, digests, schemas and row counts."""
+    files = [file for shard in dataset.manifest.shards for file in shard.files.values()]
+    return {"shards": len(dataset.shards), "files": len(files), "bytes": sum(file.bytes for file in files)}
+
+
+def _check_params(dataset: StreamsDataset, expected: str) -> Figures:
+    if dataset.manifest.params_hash != expected:
+        raise DataError(
+            f"{dataset.path / MANIFEST}: check 'params': made with other settings in the sections data or features;"
+            " run the streams stage again"
+        )
+    return {}
+
+
+def _check_vocabulary(dataset: StreamsDataset, features: FeaturesConfig, vocabularies: VocabularySet) -> Figures:
+    manifest, path = dataset.manifest, dataset.path / MANIFEST
+    if manifest.vocabulary_hash != vocabularies.hash:
+        raise DataError(f"{path}: check 'vocabulary': made with another vocabulary; run the streams stage again")
+    if manifest.spec != feature_spec(features, vocabularies):
+        raise DataError(f"{path}: check 'vocabulary': spec has not the sizes of the vocabulary and the settings")
+    return vocabularies.sizes
+
+
+def _check_accounts(dataset: StreamsDataset, inputs: Inputs) -> Figures:
+    """No row is lost or doubled from the raw files to the shards: read = events + quarantined + duplicates."""
+    ingest, streams = (read_json(directory / "stats.json") for directory in (inputs.events, inputs.streams))
+    shards = dataset.manifest.shards
+    stored = sum(pq.read_metadata(path).num_rows for path in inputs.events.glob("date=*/*.parquet"))
+    events, duplicates = sum(shard.events for shard in shards), sum(shard.duplicates for shard in shards)
+    accounts = {
+        "ingest's read = kept + quarantined": (ingest["read"], ingest["kept"] + ingest["quarantined"]),
+        "ingest's quarantined = the sum over its reasons": (ingest["quarantined"], sum(ingest["reasons"].values())),
+        "ingest's kept = rows of the event files": (ingest["kept"], stored),
+        "rows of the event files = streams' read": (stored, streams["read"]),
+        "streams' read = events + duplicates": (streams["read"], streams["events"] + streams["duplicates"]),
+        "streams' events = the sum over the shards": (streams["events"], events),
+        "streams' duplicates = the sum over the shards": (streams["duplicates"], duplicates),
+        "read = events + quarantined + duplicates": (ingest["read"], events + ingest["quarantined"] + duplicates),
+    }
+    for account, (left, right) in accounts.items():
+        if left != right:
+            raise DataError(f"{dataset.path}: check 'accounts': {account} does not hold: {left} and {right}")
+    return {
+        "read": ingest["read"],
+        "quarantined": ingest["quarantined"],
+        "duplicates": duplicates,
+        "events": events,
+    }
+
+
+def _check_content(dataset: StreamsDataset, results: list[ShardResult]) -> Figures:
+    total = sum((Fingerprint(result.fingerprint_lanes) for result in results), Fingerprint())
+    if total.hex != dataset.manifest.content_checksum:
+        raise DataError(f"{dataset.path / MANIFEST}: check 'content': content_checksum is not that of the rows")
+    for entry, result in zip(dataset.manifest.shards, results, strict=True):
+        found = result.figures["offsets"]
+        if found["candidates"] != entry.candidates:
+            raise DataError(f"{dataset.path / entry.name}: check 'content': the manifest counts other candidates")
+        if any(found[f"{stream}_events"] != count for stream, count in entry.stream_events.items()):
+            raise DataError(f"{dataset.path / entry.name}: check 'content': the manifest counts other events")
+    return {"shards": len(results)}
+
+
+def main() -> None:
+    """Command line of the stage; every setting is in params.yaml."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.validate", description=__doc__.splitlines()[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--events", type=Path, default=Path("data/events"))
+    parser.add_argument("--vocab", type=Path, default=Path("data/vocab"))
+    parser.add_argument("--streams", type=Path, default=Path("data/streams"))
+    parser.add_argument("--out", type=Path, default=Path("data/validation.json"))
+    args = parser.parse_args()
+    run_stage(lambda: validate(args.params, Inputs(args.events, args.vocab, args.streams), args.out))
+
+
+if __name__ == "__main__":
+    main()
