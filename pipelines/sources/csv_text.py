@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from features.errors import DataError
-from pipelines.sources.raw import RawFile, WorkUnit
+from pipelines.sources.raw import RawFile, WorkUnit, header_hint
 
 # Constant, so that pieces never depend on settings; a piece's text and columns take about five times as much memory.
 UNIT_BYTES = 32 << 20
@@ -68,7 +68,7 @@ def open_csv(path: Path, name: str, rank: int) -> RawFile:
     columns = tuple(column.strip() for column in next(csv.reader([text])))
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
-        raise DataError(f"{name}: column '{twice[0]}' is in the header twice")
+        raise DataError(f"{name}: column '{twice[0]}' is in the header twice{header_hint(columns)}")
     return RawFile(os.fspath(path), name, rank, columns)
 
 

@@ -203,9 +203,11 @@ def require_columns(file: RawFile, wanted: Iterable[str], why: str) -> None:
     for column in wanted:
         if column not in file.columns:
             shown = ", ".join(file.columns[:8]) + (", ..." if len(file.columns) > 8 else "")
-            hint = "; is the header line missing?" if _looks_like_data(file.columns) else ""
+            hint = header_hint(file.columns)
             raise DataError(f"{file.name}: column '{column}' is missing ({why}); found: {shown}{hint}")
 
 
-def _looks_like_data(columns: tuple[str, ...]) -> bool:
-    return any(name.lstrip("-").replace(".", "", 1).isdigit() for name in columns)
+def header_hint(columns: tuple[str, ...]) -> str:
+    """The end of a message about wrong columns, when some look like values."""
+    values = any(name.lstrip("-").replace(".", "", 1).isdigit() for name in columns)
+    return "; is the header line missing?" if values else ""
