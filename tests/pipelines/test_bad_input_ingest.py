@@ -220,16 +220,11 @@ def test_a_second_writer(write_log: Make, write_params: Make, log_line: Line, tm
         ingest(params, tmp_path / "events", tmp_path / "quarantine")
 
 
-@pytest.mark.parametrize("good", [True, False])
-def test_the_command(write_log: Make, write_params: Make, log_line: Line, tmp_path: Path, good: bool) -> None:
-    params = write_params(write_log([log_line(tab=1 if good else "x")]))
+def test_the_command(write_log: Make, write_params: Make, log_line: Line, tmp_path: Path) -> None:
+    params = write_params(write_log([log_line(tab="x")]))
     out = ["--events", str(tmp_path / "out/events"), "--quarantine", str(tmp_path / "out/quarantine")]
     command = [sys.executable, "-m", "pipelines.ingest", "--params", str(params), *out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == (0 if good else 1)
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    if good:
-        assert last.endswith("kept 1 events of 1 days, quarantined 0 rows")
-    else:
-        assert last.startswith(f"error: {LOG}: 1 of 1 rows are bad (100.0 %")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {LOG}: 1 of 1 rows are bad (100.0 %")

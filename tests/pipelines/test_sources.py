@@ -184,7 +184,7 @@ line = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(lines=st.lists(line, max_size=40), unit_bytes=st.integers(1, 400), block_bytes=st.integers(1, 200))
 def test_cuts_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], unit_bytes: int, block_bytes: int
@@ -206,7 +206,7 @@ def test_cuts_change_nothing(
     assert [unit.start for unit in units[1:]] == [unit.stop for unit in units[:-1]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(st.text("ab1,\"' ", max_size=6), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_line_by_line_reading_is_the_csv_module_s(
     rows: list[list[str]], tmp_path_factory: pytest.TempPathFactory
@@ -233,7 +233,7 @@ integers = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(integers, min_size=9, max_size=9), max_size=20))
 def test_typed_and_text_columns_are_judged_alike(rows: list[list[int | None]]) -> None:
     names = HEADER.split(",")
