@@ -78,6 +78,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
     Raises:
         DataError: a check failed; names the check and the file, or the shard and the first user.
     """
+    out.unlink(missing_ok=True)  # a report must not outlive the dataset that it speaks for
     data, features = DataConfig.load(params), FeaturesConfig.load(params)
     config = PipelinesConfig.load(params)
     dataset = open_dataset(inputs.streams.absolute())
