@@ -22,8 +22,8 @@ from pipelines.sources.raw import RawFile, WorkUnit, header_hint
 
 # Constant, so that pieces never depend on settings; a piece's text and columns take about five times as much memory.
 UNIT_BYTES = 32 << 20
-# When a piece has lines that do not parse, only the blocks that hold them are read line by line.
-BLOCK_BYTES = 256 << 10
+# When a piece has lines that do not parse, only the blocks that hold them are read as text.
+BLOCK_BYTES = 1 << 20
 LINE = "line"
 FAULT_SCHEMA = pl.Schema({LINE: pl.Int64, "column": pl.String, "reason": pl.String})
 
@@ -101,7 +101,7 @@ def read_csv_unit(unit: WorkUnit, dtypes: Mapping[str, pl.DataType]) -> Iterator
     for block in _blocks(data):
         frame = _parse(block, unit.file.columns, dtypes)
         if frame is None:
-            yield _parse_lines(block, first_line, unit.file.columns, wanted=tuple(dtypes))
+            yield read_lines(block, first_line, unit.file.columns, wanted=tuple(dtypes))
         else:
             yield TextBlock(block, first_line, frame, pl.DataFrame(schema=FAULT_SCHEMA), 0)
         first_line += _count_lines(block)
@@ -130,7 +130,7 @@ def _blocks(data: bytes) -> Iterator[bytes]:
 
 def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
     """The wanted columns with their types, or None unless every line is a row of the right form."""
-    if b"0x" in data or b"0X" in data:
+    if pl.Int64() in dtypes.values() and (b"0x" in data or b"0X" in data):
         return None  # Arrow would take hexadecimal text for an integer.
     try:
         table = pa_csv.read_csv(
@@ -152,8 +152,37 @@ def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataTy
     return frame.with_row_index(LINE).with_columns(pl.col(LINE).cast(pl.Int64))
 
 
-def _parse_lines(data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]) -> TextBlock:
-    """Splits a block line by line; every wanted column comes as text."""
+def read_lines(data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]) -> TextBlock:
+    """Sorts out the lines that have another number of fields; of the others every wanted column comes as text."""
+    block = None if b'"' in data else _count_fields(data, first_line, columns, wanted=wanted)
+    return block or _split_fields(data, first_line, columns, wanted=wanted)
+
+
+def _count_fields(
+    data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]
+) -> TextBlock | None:
+    """Without quotes the commas tell; None when what is left does not parse, as with bytes that are not UTF-8."""
+    text = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    ends = ends if data.endswith(b"\n") else np.append(ends, len(data))
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts
+    blank = (lengths == 0) | ((lengths == 1) & (text[starts] == ord("\r")))
+    num_fields = 1 + np.diff(np.searchsorted(np.flatnonzero(text == ord(",")), np.append(0, ends)))
+    good = ~blank & (num_fields == len(columns))
+    rows = text[np.repeat(good, lengths + 1)[: len(data)]].tobytes()
+    dtypes: dict[str, pl.DataType] = dict.fromkeys(wanted, pl.String())
+    frame = _parse(rows, columns, dtypes) if rows else pl.DataFrame(schema={LINE: pl.Int64, **dtypes})
+    if frame is None:
+        return None
+    bad = np.flatnonzero(~blank & ~good)
+    reasons = np.where(num_fields[bad] < len(columns), "too few fields", "too many fields")
+    faults = pl.DataFrame({LINE: bad, "column": [None] * len(bad), "reason": reasons.tolist()}, schema=FAULT_SCHEMA)
+    frame = frame.with_columns(pl.Series(LINE, np.flatnonzero(good), pl.Int64))
+    return TextBlock(data, first_line, frame, faults, int(blank.sum()))
+
+
+def _split_fields(data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]) -> TextBlock:
     rows: list[list[str]] = []
     lines: list[int] = []
     faults: list[tuple[int, None, str]] = []
@@ -163,7 +192,7 @@ def _parse_lines(data: bytes, first_line: int, columns: tuple[str, ...], *, want
         if not text:
             num_blank += 1
             continue
-        fields = _split(text.decode("utf-8", "replace"))
+        fields = _fields(text.decode("utf-8", "replace"))
         if fields is None or len(fields) != len(columns):
             faults.append((line, None, _fault(fields, len(columns))))
         else:
@@ -177,7 +206,7 @@ def _parse_lines(data: bytes, first_line: int, columns: tuple[str, ...], *, want
     return TextBlock(data, first_line, frame, pl.DataFrame(faults, schema=FAULT_SCHEMA, orient="row"), num_blank)
 
 
-def _split(text: str) -> list[str] | None:
+def _fields(text: str) -> list[str] | None:
     try:
         return next(csv.reader((text,), strict=True))
     except csv.Error:
@@ -186,5 +215,5 @@ def _split(text: str) -> list[str] | None:
 
 def _fault(fields: list[str] | None, expected: int) -> str:
     if fields is None:
-        return "broken quotes"
+        return "stray quote or carriage return"
     return "too few fields" if len(fields) < expected else "too many fields"

@@ -111,8 +111,9 @@ def test_unknown_durations_negative_watch_times_and_random_exposures(tmp_path: P
         (f"1,2,{NOW_MS},0,0,1,1,1,2", "rand", "flag is not 0 or 1"),
         (f"1,2,{NOW_MS},0,0", None, "too few fields"),
         (f"1,2,{NOW_MS},0,0,1,1,1,0,9", None, "too many fields"),
-        (f'1,"2,{NOW_MS},0,0,1,1,1,0', None, "broken quotes"),
+        (f'1,"2,{NOW_MS},0,0,1,1,1,0', None, "stray quote or carriage return"),
         (f"\xff,2,{NOW_MS},0,0,1,1,1,0", "user", "not an integer"),
+        (f"1,2,{NOW_MS},0,\r0,1,1,1,0", None, "stray quote or carriage return"),
         ("   ", None, "too few fields"),
     ],
 )
@@ -219,13 +220,31 @@ def test_line_by_line_reading_is_the_csv_module_s(
     dtypes: dict[str, pl.DataType] = dict.fromkeys("abc", pl.String())
     data = path.read_bytes().split(b"\n", 1)[1]
     fast = csv_text._parse(data, file.columns, dtypes)
-    slow = csv_text._parse_lines(data, 0, file.columns, wanted=tuple("abc"))
+    slow = csv_text._split_fields(data, 0, file.columns, wanted=tuple("abc"))
     expected = [tuple(value or None for value in row) for row in rows]
     assert slow.frame.select("a", "b", "c").rows() == expected
     assert fast is None or fast.select("a", "b", "c").rows() == expected
     assert len(slow.faults) == 0
     texts = line_texts(data, slow.frame[LINE].to_numpy())
     assert [next(csv.reader([text])) for text in texts] == rows
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lines=st.lists(st.text("a1,\r", max_size=6).filter(lambda line: "\r" not in line[:-1]), min_size=1, max_size=12),
+    ended=st.booleans(),
+)
+def test_counting_commas_splits_as_the_csv_module_does(lines: list[str], ended: bool) -> None:
+    data = "\n".join(lines).encode() + b"\n" * ended
+    if not data:
+        return
+    columns = ("a", "b", "c")
+    counted = csv_text._count_fields(data, 0, columns, wanted=columns)
+    split = csv_text._split_fields(data, 0, columns, wanted=columns)
+    assert counted is not None
+    assert counted.frame.select(LINE, *columns).equals(split.frame.select(LINE, *columns))
+    assert counted.faults.equals(split.faults)
+    assert counted.num_blank == split.num_blank
 
 
 integers = st.one_of(
