@@ -21,11 +21,12 @@ ROW = st.tuples(
 @st.composite
 def event_rows(draw):
     rows = draw(st.lists(ROW, max_size=30))
-    stretch = draw(st.sampled_from([1, 1 << 40, 1 << 58]))  # times whose keys do, or do not, fit 64 bits with the rows
+    # Times that fit 64 bits with users and rows, with users only, and not even with users.
+    stretch = draw(st.sampled_from([1, 1 << 40, 1 << 58, 1 << 61]))
     user_stretch = draw(st.sampled_from([1, 1 << 60, -(1 << 59)]))
     source_order = draw(st.permutations(range(len(rows))))
     return [
-        (user * user_stretch, time * stretch, *rest, source)
+        (user * user_stretch, (time - 2) * stretch, *rest, source)
         for (user, time, *rest), source in zip(rows, source_order, strict=True)
     ]
 
