@@ -65,6 +65,8 @@ def run(
     if source is not None:
         changes["data.source"] = source.value
     changes.update(parse_assignment(assignment) for assignment in assignments or ())
+    if data is not None:
+        _check_logs(data)
     edit_params(PARAMS, changes)
     _check_logs(DataConfig.load(PARAMS).path)
 
