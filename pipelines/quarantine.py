@@ -14,6 +14,7 @@ from features.config import Closed
 from features.errors import DataError
 from pipelines.sources.raw import RawRows
 
+ROWS_PER_GROUP = 100_000
 QUARANTINE = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),
@@ -130,5 +131,12 @@ def save_part(rows: pl.DataFrame, directory: Path, name: str) -> None:
 def write_quarantine(parts: Path, directory: Path) -> None:
     """Writes `directory/rows.parquet` from the parts that `save_part` left, ordered by their names."""
     with pq.ParquetWriter(directory / "rows.parquet", QUARANTINE, compression="zstd") as writer:
+        held = QUARANTINE.empty_table()
         for path in sorted(parts.glob("quarantine-*.parquet")):
-            writer.write_table(pq.read_table(path))
+            held = pa.concat_tables([held, pq.read_table(path)])
+            # Whole row groups only, so that the bytes do not tell how the files were cut into pieces.
+            whole = len(held) // ROWS_PER_GROUP * ROWS_PER_GROUP
+            if whole:
+                writer.write_table(held.slice(0, whole), row_group_size=ROWS_PER_GROUP)
+                held = held.slice(whole)
+        writer.write_table(held.combine_chunks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
+from pipelines import quarantine
 from pipelines.quarantine import (
     QUARANTINE,
     Account,
@@ -98,6 +100,22 @@ def test_parts_are_written_in_the_order_of_their_names(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.schema.equals(QUARANTINE)
     assert table["row"].to_pylist() == [10, 11, 30, 31]
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=6))
+def test_the_bytes_do_not_tell_the_pieces(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    rows = raw_rows(0, [("tab", f"bad {number % 3}") for number in range(40)]).quarantine
+    written = []
+    for bounds in ([0, 40], [0, *sorted(cuts), 40]):
+        folder = tmp_path_factory.mktemp("parts")
+        for start, stop in itertools.pairwise(bounds):
+            save_part(rows[start:stop], folder, f"{start:03d}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quarantine, "ROWS_PER_GROUP", 7)
+            write_quarantine(folder, folder)
+        written.append((folder / "rows.parquet").read_bytes())
+        assert pl.read_parquet(folder / "rows.parquet")["row"].to_list() == rows["row"].to_list()
+    assert written[0] == written[1]
 
 
 def test_without_bad_rows_the_file_is_there_and_empty(tmp_path: Path) -> None:
