@@ -16,8 +16,10 @@ from torch.nn.functional import silu
 from kernels.jagged import lengths_to_offsets
 from kernels.mask import AttentionMask
 
-# Multiples of 16 up to 256, since products of odd sizes run slower than of the aligned size above, then eighth octaves.
+# 8, then multiples of 16 up to 256, since products of odd sizes run slower than of the aligned size above, then eighth
+# octaves.
 _PADDED_LENGTHS = (
+    8,
     *(16 * multiple for multiple in range(1, 16)),
     *(steps << octave for octave in range(5, 40) for steps in range(8, 16)),
 )
