@@ -14,6 +14,7 @@ import pytest
 from features.errors import DataError
 from features.files import atomic_directory, read_json
 from pipelines.ingest import ingest
+from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs
 
 FIRST_MS = 1_650_600_000_000
 LOG = "log_standard_4_22_to_5_08_pure.csv"
@@ -176,6 +177,21 @@ def test_a_few_bad_rows(write_log: Make, write_params: Make, log_line: Line, acc
         )
     ]
     assert (stats["read"], stats["kept"], stats["quarantined"]) == (209, 200, 9)
+
+
+def test_dirty_synthetic_logs(tmp_path: Path, write_params: Make, accepted: Accepted) -> None:
+    made = write_kuairand_logs(tmp_path / "raw", SyntheticSettings(num_events=5000, dirty=True))
+    categories = {"user_categories": ["onehot_feat2"], "item_categories": ["author", "upload_type", "tag", "tag_2"]}
+    stats, _ = accepted(write_params(tmp_path / "raw", features=categories))
+    assert made.broken > 0
+    assert stats["quarantined"] == made.broken
+    assert stats["read"] == 5000 + made.duplicates
+    assert stats["reasons"]["too few fields"] == made.short_lines
+    assert (
+        stats["reasons"]["not an integer"] + stats["reasons"].get("action flag is not 0 or 1", 0) == made.bad_integers
+    )
+    assert stats["reasons"]["negative id"] == made.negative_ids
+    assert stats["reasons"]["null key"] == made.null_fields
 
 
 def test_unsorted_and_repeated_rows_are_kept_for_later(
