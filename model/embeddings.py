@@ -12,6 +12,7 @@ Legend: B requests, T history tokens, C candidates, N tokens of any kind, F code
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,8 @@ class FieldRows(nn.Module):
         size = torch.tensor([tables.sizes[name] for name in names], dtype=torch.int64, device=device)
         self.register_buffer("first_row_F", first_row, persistent=False)
         self.register_buffer("size_F", size, persistent=False)
-        self.message = f"a code lies outside its table, one of {', '.join(names)}"
+        message = f"a code lies outside its table, one of {', '.join(names)}"
+        self.message = textwrap.shorten(message, width=250, placeholder=" ...")  # CUDA refuses longer ones
 
     def forward(self, codes_NF: Tensor) -> Tensor:
         """(N, F) int64 rows, -1 for code 0.
