@@ -1,9 +1,9 @@
 """A 128-bit checksum of a dataset's content that does not depend on how the users are sharded.
 
-Every row becomes two independent 64-bit digests. A list column enters a row's digest as the sum of value x key of
-its position (multilinear hashing), so the order inside a list counts; a request enters with its user's raw id and
-its ordinal among that user's requests, so their order counts too. Row digests are added up, which leaves out where
-a row was stored.
+Every row becomes two independent 64-bit digests. In a group of list columns (a stream's, or the candidates') each
+position gets the mixed sum of value x key of its column, and the row the sum of those x key of their position, so
+the order inside a list counts. A request enters with its user's raw id and its ordinal among that user's requests,
+so their order counts too. Row digests are added up, which leaves out where a row was stored.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from features.errors import DataError
 from features.hashing import mix64
 from features.jagged import Jagged
 
@@ -44,59 +45,61 @@ def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:
         requests: schema `requests_schema`; `user_row` points into `users`, a user's requests are adjacent.
     """
     user_row = requests.column("user_row").to_numpy()
-    keys = np.stack([users.column("user_id").to_numpy()[user_row], _ordinals(user_row)])
-    lanes = []
-    for lane in range(_NUM_LANES):
-        digest_users = _digest_rows(users, _seed("users", lane), skip=())
-        digest_requests = _digest_rows(requests, _seed("requests", lane), skip=("user_row",))
-        for key in keys:
-            digest_requests = mix64(digest_requests ^ mix64(key))
-        lanes.append(int(digest_users.sum()) + int(digest_requests.sum()) & _MASK)
+    user_id = users.column("user_id").to_numpy()[user_row]
+    owner = mix64(mix64(user_id) ^ mix64(_ordinals(user_row)))
+    digest_users = _digest_rows(users, "users")
+    digest_requests = [
+        mix64(digest ^ owner) for digest in _digest_rows(requests.drop_columns(["user_row"]), "requests")
+    ]
+    lanes = (
+        int(of_users.sum()) + int(of_requests.sum()) & _MASK
+        for of_users, of_requests in zip(digest_users, digest_requests, strict=True)
+    )
     return Fingerprint(tuple(lanes))
 
 
-def _digest_rows(table: pa.Table, seed: int, skip: tuple[str, ...]) -> np.ndarray:
-    """(rows,) uint64."""
-    digest = np.full(table.num_rows, seed, np.uint64)
-    positions = _PositionKeys(seed)
+def _digest_rows(table: pa.Table, salt: str) -> list[np.ndarray]:
+    """(rows,) uint64 for each lane."""
+    digests = [np.full(table.num_rows, _key(salt, lane), np.uint64) for lane in range(_NUM_LANES)]
+    groups: dict[str, list[str]] = {}
     for name in table.column_names:
-        if name in skip:
-            continue
-        array = table.column(name).combine_chunks()
-        column_seed = np.uint64(_seed(name, seed))
-        if pa.types.is_large_list(array.type):
-            jagged = Jagged.from_arrow(array, name)
-            digest = mix64(digest ^ mix64(jagged.lengths ^ column_seed.astype(np.int64)))
-            values = _weighted_sums(jagged, positions.of(jagged))
+        if pa.types.is_large_list(table.schema.field(name).type):
+            groups.setdefault(name.partition(".")[0], []).append(name)
         else:
-            values = _bits(array.to_numpy())
-        digest = mix64(digest ^ mix64(values ^ column_seed))
-    return digest
+            _absorb(digests, name, _bits(table.column(name).to_numpy()))
+    for group, names in groups.items():
+        columns = [Jagged.from_arrow(table.column(name).combine_chunks(), name) for name in names]
+        lengths = columns[0].lengths
+        if any(not np.array_equal(column.offsets, columns[0].offsets) for column in columns):
+            raise DataError(f"columns of '{group}' differ in length")
+        _absorb(digests, group, lengths.astype(np.uint64))
+        for lane, sums in enumerate(_sums(columns, names)):
+            digests[lane] = mix64(digests[lane] ^ sums)
+    return digests
 
 
-class _PositionKeys:
-    """The key of each value's position in its row; columns of one stream share their offsets, so the last is kept."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = np.uint64(seed)
-        self._offsets = np.zeros(1, np.int64)
-        self._keys = np.zeros(0, np.uint64)
-
-    def of(self, jagged: Jagged) -> np.ndarray:
-        if not np.array_equal(jagged.offsets, self._offsets):
-            self._offsets = jagged.offsets
-            lengths = jagged.lengths
-            table = mix64(np.arange(lengths.max(initial=0), dtype=np.uint64) ^ self._seed) | np.uint64(1)
-            self._keys = table[np.arange(len(jagged.values)) - np.repeat(jagged.offsets[:-1], lengths)]
-        return self._keys
+def _absorb(digests: list[np.ndarray], name: str, bits: np.ndarray) -> None:
+    for lane in range(_NUM_LANES):
+        digests[lane] = mix64(digests[lane] ^ mix64(bits ^ _key(name, lane)))
 
 
-def _weighted_sums(jagged: Jagged, keys: np.ndarray) -> np.ndarray:
-    """(B,) uint64 sums of value x key per row, modulo 2^64."""
-    sums = np.zeros(len(jagged), np.uint64)
-    filled = jagged.lengths > 0
-    if filled.any():
-        sums[filled] = np.add.reduceat(_bits(jagged.values) * keys, jagged.offsets[:-1][filled])
+def _sums(columns: list[Jagged], names: list[str]) -> list[np.ndarray]:
+    """(rows,) uint64 for each lane, of list columns with the same offsets."""
+    offsets, lengths = columns[0].offsets, columns[0].lengths
+    tokens = [np.zeros(len(columns[0].values), np.uint64) for _ in range(_NUM_LANES)]
+    for column, name in zip(columns, names, strict=True):
+        bits = _bits(column.values)
+        for lane in range(_NUM_LANES):
+            tokens[lane] += bits * (_key(name, lane) | np.uint64(1))
+    position = np.arange(len(tokens[0])) - np.repeat(offsets[:-1], lengths)
+    filled = lengths > 0
+    sums = []
+    for lane in range(_NUM_LANES):
+        keys = mix64(np.arange(lengths.max(initial=0), dtype=np.uint64) ^ _key("position", lane)) | np.uint64(1)
+        of_rows = np.zeros(len(lengths), np.uint64)
+        if filled.any():
+            of_rows[filled] = np.add.reduceat(mix64(tokens[lane]) * keys[position], offsets[:-1][filled])
+        sums.append(of_rows)
     return sums
 
 
@@ -114,5 +117,5 @@ def _ordinals(runs: np.ndarray) -> np.ndarray:
     return index - np.repeat(starts, np.diff(starts, append=len(runs)))
 
 
-def _seed(name: str, salt: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{salt} {name}".encode(), digest_size=8).digest(), "little")
+def _key(name: str, lane: int) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(f"{lane} {name}".encode(), digest_size=8).digest(), "little"))

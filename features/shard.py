@@ -100,10 +100,7 @@ def _encode(events: pa.Table, user_ids: np.ndarray, offsets: np.ndarray, *, enco
         user_ids=user_ids,
         offsets=offsets,
         item_id=item_id,
-        item_codes=(
-            encoder.vocabularies.field("item").lookup(events.column("item_id")),
-            *encoder.items.lookup(item_id),
-        ),
+        item_codes=_item_codes(events.column("item_id").combine_chunks(), encoder),
         timestamp_ms=timestamp_ms,
         action_mask=events.column("action_mask").to_numpy(),
         intensity=encode_intensity(watch_ms, duration_ms, value, encoder.features.intensity),
@@ -111,6 +108,14 @@ def _encode(events: pa.Table, user_ids: np.ndarray, offsets: np.ndarray, *, enco
         contexts=contexts,
         source_order=events.column("source_order").to_numpy(),
     )
+
+
+def _item_codes(item_id: pa.Array, encoder: ShardEncoder) -> tuple[np.ndarray, ...]:
+    """Rows of `item` and of its categories; an item that comes often is looked up once."""
+    encoded = item_id.dictionary_encode()
+    indices = encoded.indices.to_numpy()
+    codes = encoder.vocabularies.field("item").lookup(encoded.dictionary)
+    return tuple(some[indices] for some in (codes, *encoder.items.lookup(encoded.dictionary.to_numpy())))
 
 
 def _as_float(column: pa.ChunkedArray) -> np.ndarray:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.errors import DataError
 from features.fingerprint import Fingerprint, fingerprint
 
 
@@ -68,11 +69,24 @@ def test_order_within_a_list_counts(build_shards, random_events):
 
 def test_a_zero_is_not_nothing(build_shards, random_events):
     users, requests = tables_of(build_shards, random_events)
-    array = users.column("consumption.tag").combine_chunks()
-    shorter = pa.array([row[:-1] if index == 0 else row for index, row in enumerate(array.to_pylist())], array.type)
-    longer = pa.array([[*row, 0] if index == 0 else row for index, row in enumerate(array.to_pylist())], array.type)
-    hexes = {fingerprint(replaced(users, "consumption.tag", a), requests).hex for a in (array, shorter, longer)}
-    assert len(hexes) == 3
+
+    def extended(values: list[int]) -> pa.Table:
+        table = users
+        for field in users.schema:
+            if field.name.startswith("interaction."):
+                rows = users.column(field.name).to_pylist()
+                table = replaced(table, field.name, pa.array([rows[0] + values, *rows[1:]], field.type))
+        return table
+
+    assert len({fingerprint(extended(values), requests).hex for values in ([], [0], [0, 0])}) == 3
+
+
+def test_columns_of_differing_length_are_refused(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    rows = users.column("interaction.tag").to_pylist()
+    longer = pa.array([[*rows[0], 0], *rows[1:]], users.schema.field("interaction.tag").type)
+    with pytest.raises(DataError, match="columns of 'interaction' differ in length"):
+        fingerprint(replaced(users, "interaction.tag", longer), requests)
 
 
 def test_order_of_a_users_requests_counts(build_shards, random_events):
