@@ -16,6 +16,7 @@ from flows.report import figures
 from flows.report.inputs import ReportInputs, ReportPaths, TaskFigures, read_inputs
 from flows.report.lengths import LengthShares, measure_lengths
 from flows.report.masks import DrawnMask, draw_mask
+from flows.report.size import model_size
 
 FOLDER = Path(__file__).parent
 OTHER_GROUP = "other"
@@ -131,13 +132,15 @@ def action_rows(inputs: ReportInputs) -> list[ActionRow]:
 def headlines(inputs: ReportInputs) -> list[Headline]:
     """The figures that a reader wants first."""
     evaluation, streams = inputs.evaluation, inputs.streams
+    size = model_size(inputs.model, inputs.manifest.spec)
     result = [
         Headline("events", f"{streams.events:,}", f"{len(inputs.events.days)} days"),
         Headline("users", f"{streams.users:,}", f"{inputs.vocab['item'].size - 2:,} items in the vocabulary"),
         Headline("scored candidates", f"{evaluation.num_candidates:,}", f"in {evaluation.num_requests:,} requests"),
+        Headline(
+            "parameters", short(size.dense + size.tables), f"{short(size.dense)} dense, {short(size.tables)} in tables"
+        ),
     ]
-    if parameters := _parameters(inputs):
-        result.append(parameters)
     for label, value, floor in (
         ("C-NE", evaluation.c_ne, evaluation.floor_c_ne),
         ("E-NE", evaluation.e_ne, evaluation.floor_e_ne),
@@ -150,15 +153,6 @@ def headlines(inputs: ReportInputs) -> list[Headline]:
 
 def _below(gain: float) -> str:
     return f"{100 * abs(gain):.1f} % {'better' if gain >= 0 else 'worse'}"
-
-
-def _parameters(inputs: ReportInputs) -> Headline | None:
-    counts = {name: value for name, value in inputs.train.items() if name.rsplit(".", 1)[-1].endswith("parameters")}
-    dense = sum(value for name, value in counts.items() if "dense" in name)
-    tables = sum(value for name, value in counts.items() if "table" in name or "sparse" in name)
-    if not dense + tables:
-        return None
-    return Headline("parameters", short(dense + tables), f"{short(dense)} dense, {short(tables)} in tables")
 
 
 def short(value: float) -> str:
