@@ -13,7 +13,7 @@ from features.calendar import evaluation_cut_ms
 from features.config import DataConfig
 from features.errors import DataError
 from features.files import read_json
-from features.schema import EVENTS, check_schema
+from features.schema import EVENTS, check_schema, side_table_schema
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,22 @@ def read_unit(unit: Unit) -> pa.Table:
     """The rows of a unit, schema EVENTS."""
     groups = list(range(unit.first_group, unit.last_group))
     return pq.ParquetFile(unit.path).read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+
+
+def read_side_table(path: Path, key: str, categories: tuple[str, ...]) -> pa.Table:
+    """USERS or ITEMS.
+
+    Raises:
+        DataError: the file is missing or damaged, or has other columns than the settings name.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the ingest stage again") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
+    check_schema(table.schema, side_table_schema(key, categories), str(path))
+    return table
 
 
 def cut_of(events: Path, data: DataConfig) -> int:

@@ -13,9 +13,9 @@ from features.config import Closed, FeaturesConfig
 from features.fingerprint import Fingerprint, fingerprint
 from features.manifest import USERS_FILE, Manifest, ShardEntry
 from features.shard import EVAL, ShardTables
+from features.vocabulary import UNKNOWN
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-_UNKNOWN = 1
 
 
 class ShardReport(Closed):
@@ -25,7 +25,8 @@ class ShardReport(Closed):
         fingerprint_lanes: see features.fingerprint.
         eval_requests: requests of the evaluation window.
         actions: events of each stream that carry each action, in the order of `features.actions`.
-        unknown: candidates whose item field is out of vocabulary, by field.
+        unknown: candidates whose surface or item field is out of vocabulary, by field.
+        unknown_users: users whose user field is out of vocabulary, by field.
     """
 
     entry: ShardEntry
@@ -33,6 +34,7 @@ class ShardReport(Closed):
     eval_requests: int
     actions: dict[str, tuple[int, ...]]
     unknown: dict[str, int]
+    unknown_users: dict[str, int]
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -47,11 +49,19 @@ def describe_shard(entry: ShardEntry, tables: ShardTables, features: FeaturesCon
         fingerprint_lanes=fingerprint(tables.users, tables.requests).lanes,
         eval_requests=int((tables.requests.column("split").to_numpy() == EVAL).sum()),
         actions={stream: _action_counts(tables.users, stream, len(features.actions)) for stream in features.streams},
-        unknown={
-            name: int((_flat(tables.requests, f"candidate.{name}") == _UNKNOWN).sum())
-            for name in ("item", *features.item_categories)
+        unknown=_unknown_candidates(tables.requests, features),
+        unknown_users={
+            name: int((tables.users.column(name).to_numpy() == UNKNOWN).sum())
+            for name in ("user", *features.user_categories)
         },
     )
+
+
+def _unknown_candidates(requests: pa.Table, features: FeaturesConfig) -> dict[str, int]:
+    columns = {name: f"candidate.{name}" for name in ("item", *features.item_categories)}
+    if "surface" in features.candidate_contexts:
+        columns["surface"] = "candidate.ctx_surface"
+    return {name: int((_flat(requests, column) == UNKNOWN).sum()) for name, column in columns.items()}
 
 
 def _flat(table: pa.Table, name: str) -> np.ndarray:
@@ -79,6 +89,9 @@ def summarise(
         "requests": {"train": requests - eval_requests, "eval": eval_requests},
         "cut_ms": manifest.cut_ms,
         "unknown": {name: sum(report.unknown[name] for report in reports) for name in reports[0].unknown},
+        "unknown_users": {
+            name: sum(report.unknown_users[name] for report in reports) for name in reports[0].unknown_users
+        },
         "streams": {
             stream: _describe_stream(directory, reports, stream, features=features) for stream in features.streams
         },

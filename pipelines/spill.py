@@ -21,8 +21,13 @@ class SpillRef(NamedTuple):
     rows: int
 
 
+def spill_path(directory: Path, name: str) -> Path:
+    """Where the rows of a work unit are once they are spilled."""
+    return directory / f"{name}.arrow"
+
+
 def write_spill(table: pa.Table, partition: np.ndarray, directory: Path, name: str) -> list[SpillRef]:
-    """Writes `directory/name.arrow`, one record batch per partition that has rows.
+    """Writes `spill_path(directory, name)`, one record batch per partition that has rows.
 
     A retried bundle writes the same name again and so replaces the file with the same bytes.
 
@@ -41,7 +46,7 @@ def write_spill(table: pa.Table, partition: np.ndarray, directory: Path, name: s
     present = np.flatnonzero(counts)
     ends = np.cumsum(counts)[present]
     rows = table.take(pa.array(np.argsort(numbers, kind="stable"))).combine_chunks()
-    path = directory / f"{name}.arrow"
+    path = spill_path(directory, name)
     # Renamed when whole, for a reader may meet a second attempt; never synced, for no spill outlives its run.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
+import os
+import secrets
+import shutil
+import time
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
-from features.vocabulary import VocabularySet
 
 from features.config import DataConfig, FeaturesConfig
 from features.encode import context_fields, intensity_size
 from features.errors import DataError
-from features.files import atomic_directory, write_json
+from features.files import atomic_directory, read_json, write_json
 from features.fingerprint import Fingerprint
 from features.hashing import shard_of
 from features.manifest import (
@@ -40,11 +41,13 @@ from features.schema import EVENTS, FORMAT_VERSION, ORDER, schema_hash
 from features.shard import ShardEncoder, ShardTables, build_shard
 from features.side import encode_side_table
 from features.spec import CategoricalField, FeatureSpec
+from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
-from pipelines.events import Unit, cut_of, plan_units, read_unit
+from pipelines.events import Unit, cut_of, plan_units, read_side_table, read_unit
+from pipelines.progress import Phase, log_progress
 from pipelines.shard_report import ShardReport, describe_shard, summarise
-from pipelines.spill import SpillRef, read_spill, write_spill
+from pipelines.spill import SpillRef, read_spill, spill_path, write_spill
 
 _LOG = logging.getLogger(__name__)
 _WORK = "work"  # spill files and shard reports, removed before the dataset is published
@@ -95,15 +98,16 @@ class StreamsPlan:
 
     def encoder(self) -> ShardEncoder:
         """Loads the vocabulary and the side tables."""
-        vocabularies = VocabularySet.load(self.vocab)
-        items, users = (pq.read_table(self.events / f"{name}.parquet") for name in ("items", "users"))
+        vocabularies, features = VocabularySet.load(self.vocab), self.features
+        items = read_side_table(self.events / "items.parquet", "item_id", features.item_categories)
+        users = read_side_table(self.events / "users.parquet", "user_id", features.user_categories)
         return ShardEncoder(
-            features=self.features,
+            features=features,
             timezone=self.timezone,
             cut_ms=self.cut_ms,
             vocabularies=vocabularies,
-            items=encode_side_table(items, "item_id", self.features.item_categories, vocabularies),
-            users=encode_side_table(users, "user_id", self.features.user_categories, vocabularies),
+            items=encode_side_table(items, "item_id", features.item_categories, vocabularies),
+            users=encode_side_table(users, "user_id", features.user_categories, vocabularies),
         )
 
 
@@ -111,23 +115,30 @@ def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, events:
     """Builds one shard and writes its two files and its report; a retried attempt writes the same bytes again."""
     tables = build_shard(events, encoder)
     directory = plan.out / shard_name(shard, plan.num_shards)
-    with atomic_directory(directory) as temporary:
-        for name, table in ((USERS_FILE, tables.users), (REQUESTS_FILE, tables.requests)):
-            _write_arrow(table, temporary / name)
-        entry = _entry(directory.name, temporary, tables, plan.features)
+    directory.mkdir(exist_ok=True)
+    for name, table in ((USERS_FILE, tables.users), (REQUESTS_FILE, tables.requests)):
+        _write_arrow(table, directory / name)
+    entry = _entry(directory, tables, plan.features)
     report = describe_shard(entry, tables, plan.features)
-    write_json(plan.out / _WORK / f"{directory.name}.json", report.model_dump(mode="json"))
+    write_json(_report_path(plan, shard), report.model_dump(mode="json"))
     _LOG.info("%s: %d events of %d users, %d requests", entry.name, entry.events, entry.users, entry.requests)
 
 
+def _report_path(plan: StreamsPlan, shard: int) -> Path:
+    return plan.out / _WORK / f"{shard_name(shard, plan.num_shards)}.json"
+
+
 def _write_arrow(table: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    """Renames when whole, for two attempts may run at once; syncing is up to whoever publishes the dataset."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
+    os.replace(temporary, path)
 
 
-def _entry(name: str, directory: Path, tables: ShardTables, features: FeaturesConfig) -> ShardEntry:
+def _entry(directory: Path, tables: ShardTables, features: FeaturesConfig) -> ShardEntry:
     return ShardEntry(
-        name=name,
+        name=directory.name,
         files={file: file_entry(directory / file) for file in (USERS_FILE, REQUESTS_FILE)},
         users=tables.users.num_rows,
         requests=tables.requests.num_rows,
@@ -146,9 +157,9 @@ def feature_spec(features: FeaturesConfig, vocabularies: VocabularySet) -> Featu
     """Names and sizes of everything a model embeds."""
 
     def fields(names: Iterable[str]) -> tuple[CategoricalField, ...]:
-        return tuple(CategoricalField(name=name, size=vocabularies.sizes[name]) for name in names)
+        return tuple(CategoricalField(name=name, size=vocabularies.field(name).size) for name in names)
 
-    num_surfaces = vocabularies.sizes["surface"]
+    num_surfaces = vocabularies.field("surface").size
     return FeatureSpec(
         actions=features.actions,
         streams=tuple(features.streams),
@@ -168,51 +179,59 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
     """
     data, features = DataConfig.load(params), FeaturesConfig.load(params)
     config = PipelinesConfig.load(params)
+    start = time.monotonic()
     vocabularies = VocabularySet.load(vocab)
+    spec = feature_spec(features, vocabularies)
     units = plan_units(events, config.rows_per_unit)
+    num_rows = sum(unit.rows for unit in units)
+    _LOG.info("%s: %s rows in %d work units", events, f"{num_rows:,}", len(units))
     with atomic_directory(out) as temporary:
         plan = StreamsPlan(
-            features,
-            data.timezone,
-            cut_of(events, data),
-            events.absolute(),
-            vocab.absolute(),
-            temporary,
-            config.num_shards,
+            features=features,
+            timezone=data.timezone,
+            cut_ms=cut_of(events, data),
+            events=events.absolute(),
+            vocab=vocab.absolute(),
+            out=temporary,
+            num_shards=config.num_shards,
         )
-        spill = temporary / _WORK
-        spill.mkdir()
-        run_pipeline(lambda pipeline: _wire(pipeline, units, plan, spill=spill), config)
-        reports = _collect(plan, spill, expected_rows=sum(unit.rows for unit in units))
-        _publish(
-            plan,
-            reports,
-            Manifest(
-                format_version=FORMAT_VERSION,
-                order=ORDER,
-                schema_hash=schema_hash(*schemas_of(feature_spec(features, vocabularies))),
-                params_hash=params_hash(data, features),
-                vocabulary_hash=vocabularies.hash,
-                cut_ms=plan.cut_ms,
-                spec=feature_spec(features, vocabularies),
-                shards=tuple(report.entry for report in reports),
-                content_checksum=sum((report.fingerprint for report in reports), Fingerprint()).hex,
-            ),
+        work = temporary / _WORK
+        work.mkdir()
+        split = Phase("rows split", num_rows, lambda: sum(u.rows for u in units if spill_path(work, u.name).exists()))
+        built = Phase("shards built", plan.num_shards, lambda: len(list(work.glob("shard-*.json"))))
+        with log_progress(split, built):
+            run_pipeline(lambda pipeline: _wire(pipeline, units, plan, work=work), config)
+        reports = _collect(plan, num_rows)
+        shutil.rmtree(work)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            order=ORDER,
+            schema_hash=schema_hash(*schemas_of(spec)),
+            params_hash=params_hash(data, features),
+            vocabulary_hash=vocabularies.hash,
+            cut_ms=plan.cut_ms,
+            spec=spec,
+            shards=tuple(report.entry for report in reports),
+            content_checksum=sum((report.fingerprint for report in reports), Fingerprint()).hex,
         )
+        write_json(temporary / "stats.json", summarise(temporary, manifest, reports, features=features))
+        write_manifest(temporary, manifest)
+    seconds = time.monotonic() - start
+    _LOG.info("%s rows in %.1f s, %s a second", f"{num_rows:,}", seconds, f"{num_rows / seconds:,.0f}")
 
 
-def _wire(pipeline: beam.Pipeline, units: list[Unit], plan: StreamsPlan, *, spill: Path) -> None:
+def _wire(pipeline: beam.Pipeline, units: list[Unit], plan: StreamsPlan, *, work: Path) -> None:
     _ = (
         pipeline
         | "Units" >> beam.Create(units)
         | "Spread" >> beam.Reshuffle()
-        | "Spill" >> beam.ParDo(SpillUnit(plan.num_shards, str(spill))).with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
+        | "Spill" >> beam.ParDo(SpillUnit(plan.num_shards, str(work))).with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
         | "Meet" >> beam.GroupByKey()
         | "Build" >> beam.ParDo(BuildShard(plan))
     )
 
 
-def _collect(plan: StreamsPlan, work: Path, *, expected_rows: int) -> list[ShardReport]:
+def _collect(plan: StreamsPlan, expected_rows: int) -> list[ShardReport]:
     """Reports of all shards; those that no row reached are written here, empty.
 
     Raises:
@@ -221,28 +240,17 @@ def _collect(plan: StreamsPlan, work: Path, *, expected_rows: int) -> list[Shard
     encoder: ShardEncoder | None = None
     reports = []
     for shard in range(plan.num_shards):
-        path = work / f"{shard_name(shard, plan.num_shards)}.json"
+        path = _report_path(plan, shard)
         if not path.exists():
             encoder = encoder or plan.encoder()
             write_shard(plan, encoder, shard, events=EVENTS.empty_table())
-        reports.append(ShardReport.model_validate(json.loads(path.read_text())))
+        reports.append(ShardReport.model_validate(read_json(path)))
     reached = sum(report.entry.events + report.entry.duplicates for report in reports)
     if reached != expected_rows:
         raise DataError(
             f"{plan.events}: {expected_rows} rows in the files, {reached} reached the shards; nothing was published"
         )
     return reports
-
-
-def _publish(plan: StreamsPlan, reports: list[ShardReport], manifest: Manifest) -> None:
-    """Removes the working files and writes stats, then the manifest: the mark of a finished dataset."""
-    for path in sorted((plan.out / _WORK).iterdir()):
-        path.unlink()
-    (plan.out / _WORK).rmdir()
-    for lock in plan.out.glob(".*.lock"):
-        lock.unlink()
-    write_json(plan.out / "stats.json", summarise(plan.out, manifest, reports, features=plan.features))
-    write_manifest(plan.out, manifest)
 
 
 def main() -> None:
