@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from features.config import FeaturesConfig
 from features.dataset import Shard, StreamsDataset, open_dataset
 from features.errors import DataError
 from features.hashing import shard_of
+from features.invariants import CHECKS, CheckError, Rules
 from features.vocabulary import FIRST_KEY, VOCABULARY_FILE, Vocabulary, VocabularySet
 
 SPLITS = ("training", "evaluation")
+CHECKS_OF_MANIFEST = ("users", "offsets", "newest_first", "history", "candidates", "split", "codes")
 
 
 @dataclass(frozen=True)
@@ -67,43 +70,29 @@ def describe_dataset(directory: Path) -> str:
             "actions: " + ", ".join(spec.actions),
             "codes: " + ", ".join(f"{field.name} {field.size:,}" for field in fields),
             "",
-            *(f"{'ok ' if passed else 'BAD'} {text}" for text, passed in checks(dataset)),
+            *check_lines(dataset),
         ]
     )
 
 
-def checks(dataset: StreamsDataset) -> list[tuple[str, bool]]:
-    """Each check and whether it passed."""
-    streams = dataset.manifest.spec.streams
-    num_files = sum(len(shard.entry.files) for shard in dataset.shards)
-    return [
-        (f"{num_files} files have the manifest's sizes and checksums", True),
-        ("every stream is newest first", all(_is_ordered(s, name) for s in dataset.shards for name in streams)),
-        (
-            "every history is strictly older than its request",
-            all(_histories_are_older(s, name) for s in dataset.shards for name in streams),
-        ),
-    ]
+def check_lines(dataset: StreamsDataset) -> list[str]:
+    """One line per check that the manifest alone allows: what must hold, or the first user for whom it does not."""
+    manifest = dataset.manifest
+    rules = Rules(FeaturesConfig.model_construct(), manifest.spec, manifest.cut_ms, len(dataset.shards))
+    lines = ["ok   files: all have the sizes and checksums of the manifest"]
+    for name in CHECKS_OF_MANIFEST:
+        try:
+            for index, shard in enumerate(dataset.shards):
+                CHECKS[name](shard, index, rules)
+        except CheckError as error:
+            lines.append(f"BAD  {name}: {error}")
+        else:
+            lines.append(f"ok   {name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}")
+    return lines
 
 
 def _lengths(dataset: StreamsDataset, stream: str) -> list[int]:
     return [n for shard in dataset.shards for n in shard.users.list(f"{stream}.timestamp_ms").lengths.tolist()]
-
-
-def _is_ordered(shard: Shard, stream: str) -> bool:
-    times = shard.users.list(f"{stream}.timestamp_ms")
-    rises = np.diff(times.values) > 0
-    inner = times.offsets[1:-1]
-    rises[inner[(inner > 0) & (inner < len(times.values))] - 1] = False
-    return not rises.any()
-
-
-def _histories_are_older(shard: Shard, stream: str) -> bool:
-    times, requests = shard.users.list(f"{stream}.timestamp_ms"), shard.requests
-    users, starts = requests.column("user_row"), requests.column(f"{stream}_start")
-    has_history = starts < times.lengths[users]
-    newest = times.values[(times.offsets[users] + starts)[has_history]]
-    return bool((newest < requests.column("request_ms")[has_history]).all())
 
 
 def describe_user(directory: Path, user_id: int, *, vocab: Path, limit: int) -> str:
