@@ -53,9 +53,18 @@ def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
 
 
 def read_unit(unit: Unit) -> pa.Table:
-    """The rows of a unit, schema EVENTS."""
+    """The rows of a unit, schema EVENTS.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     groups = list(range(unit.first_group, unit.last_group))
-    return pq.ParquetFile(unit.path).read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+    try:
+        with pq.ParquetFile(unit.path) as source:
+            return source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+    except (OSError, pa.ArrowException) as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"{unit.path}: cannot be read, run the ingest stage again: {problem}") from None
 
 
 def read_side_table(path: Path, key: str, categories: tuple[str, ...]) -> pa.Table:
