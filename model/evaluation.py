@@ -158,7 +158,9 @@ def _ne_and_auc(logits_CK: Tensor, labels_CK: Tensor) -> tuple[list[float | None
     ne, auc = NormalizedEntropy(labels_CK.shape[1]), AUC()
     ne.update(logits_CK, labels_CK)
     auc.update(logits_CK, labels_CK)
-    return [_known(value) for value in ne.compute().tolist()], [_known(value) for value in auc.compute().tolist()]
+    values = (metric.compute().reshape(-1).tolist() for metric in (ne, auc))  # one task alone computes to a scalar
+    ne_values, auc_values = ([_known(value) for value in task_values] for task_values in values)
+    return ne_values, auc_values
 
 
 def _known(value: float) -> float | None:

@@ -18,7 +18,10 @@ from model.config import ModelConfig
 
 def run_stage(stage: Callable[[], None]) -> None:
     """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # Importing fbgemm sets up the root logger and says much at INFO: hence force, and INFO for our own loggers alone.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for name in ("model", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         stage()
     except DataError as error:
