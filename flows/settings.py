@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from features.config import DataConfig, FeaturesConfig, Section, describe
 from features.errors import DataError
@@ -39,8 +39,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not separator or "." not in key:
         raise DataError(f"--set {text}: write section.key=value, as in train.num_epochs=2")
     try:
-        return key.strip(), _editor().load(value)
-    except YAMLError:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
         raise DataError(f"--set {text}: the value is not valid YAML") from None
 
 
@@ -61,28 +61,19 @@ def edit_params(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 def apply_changes(text: str, changes: Mapping[str, Any], path: Path) -> str:
-    """The YAML text with the dotted keys set.
+    """The YAML text with the dotted keys set; every byte that is not part of a changed value stays.
 
     Raises:
-        DataError: the text is not YAML, or a key leads through something that is not a group of settings.
+        DataError: the text is not YAML, or has no such key.
     """
-    editor = _editor()
-    try:
-        document = editor.load(text)
-    except YAMLError as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from None
     for key, value in changes.items():
-        *groups, name = key.split(".")
-        node = document
-        for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise DataError(f"{path}: {key}: there is no group of settings {'.'.join(groups)!r}")
-        if name not in node or node[name] != value:
-            node[name] = value
-    out = io.StringIO()
-    editor.dump(document, out)
-    return out.getvalue()
+        try:
+            entry = _find(yaml.compose(text, Loader=yaml.SafeLoader), key, path)
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: not valid YAML: {error}") from None
+        if yaml.safe_load(text[entry.start : entry.end]) != value or not entry.is_inline:
+            text = _splice(text, entry, _inline(value))
+    return text
 
 
 def check_params(text: str, path: Path) -> None:
@@ -110,13 +101,49 @@ def check_params(text: str, path: Path) -> None:
         raise DataError("\n".join(problems))
 
 
-def _editor() -> YAML:
-    """A round-trip editor that keeps the file's own layout."""
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 4096
-    editor.indent(mapping=2, sequence=4, offset=2)
-    editor.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    return editor
+@dataclass(frozen=True)
+class _Entry:
+    """Where the value of a key is: text[start:end]; `is_inline` if it begins on the line of its key."""
+
+    start: int
+    end: int
+    is_inline: bool
+
+
+def _find(node: yaml.Node | None, key: str, path: Path) -> _Entry:
+    name_node = node
+    for name in key.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == name), None)
+        if found is None:
+            raise DataError(f"{path}: {key}: unknown key (a typo?)")
+        name_node, node = found
+    assert name_node is not None
+    assert node is not None
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        return _Entry(name_node.end_mark.index + 1, _end(node), is_inline=False)
+    return _Entry(node.start_mark.index, node.end_mark.index, is_inline=True)
+
+
+def _end(node: yaml.Node) -> int:
+    """End of the last word of a value; the end mark of a group in block style is the start of what follows it."""
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style:
+        return node.end_mark.index
+    last = node.value[-1]
+    return _end(last[1] if isinstance(last, tuple) else last)
+
+
+def _splice(text: str, entry: _Entry, value: str) -> str:
+    """Replaces a value and keeps the column of a comment behind it."""
+    old, tail = text[entry.start : entry.end], text[entry.end :]
+    if text[entry.start - 1] == ":":
+        value = f" {value}"
+    comment = re.match(r" +(?=#)", tail)
+    if comment and "\n" not in old:
+        tail = " " * max(1, len(comment[0]) + len(old) - len(value)) + tail[comment.end() :]
+    return text[: entry.start] + value + tail
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)[1:-2]
