@@ -10,8 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+import yaml
 
 from features.dataset import StreamsDataset, open_dataset
+from features.files import write_json
 from features.manifest import (
     REQUESTS_FILE,
     USERS_FILE,
@@ -26,6 +29,7 @@ from features.schema import FORMAT_VERSION, ORDER, schema_hash
 from features.spec import CategoricalField, FeatureSpec
 
 CUT_MS = 1_000_000
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def _fields(**sizes: int) -> tuple[CategoricalField, ...]:
@@ -149,6 +153,12 @@ def write_content(directory: Path, content: Content, num_shards: int = 1) -> Str
     return open_dataset(directory)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Models this small are fastest on one thread, above all beside other test processes."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make_content() -> Callable[..., Content]:
     """The function `random_content`."""
@@ -159,3 +169,47 @@ def make_content() -> Callable[..., Content]:
 def write_dataset() -> Callable[..., StreamsDataset]:
     """The function `write_content`."""
     return write_content
+
+
+@pytest.fixture
+def write_params() -> Callable[..., Path]:
+    """Writes the project's params.yaml with a small model; keyword arguments update sections."""
+
+    def write(path: Path, **sections: dict[str, Any]) -> Path:
+        document = yaml.safe_load(PARAMS.read_text())
+        stream = {"num_layers": 1, "local_window": 8, "global_window": 4, "pyramid": []}
+        document["model"] |= {
+            "dim": 16,
+            "num_heads": 1,
+            "qk_dim": 8,
+            "v_dim": 8,
+            "streams": {
+                "consumption": stream | {"max_length": 16},
+                "interaction": stream | {"max_length": 8},
+            },
+            "contextual": [["user"], ["degree"]],
+            "heads": {"tasks": list(SPEC.actions), "hidden_dim": 8, "watch_ratio_weight": 0.0},
+        }
+        document["train"] |= {"batch_size": 4, "warmup_steps": 2, "log_every_steps": 2, "num_epochs": 2}
+        document["evaluate"] |= {
+            "batch_size": 4,
+            "groups": {"consumption": ["is_click", "long_view"], "engagement": ["is_like"]},
+            "calibration_bins": 4,
+        }
+        for section, changes in sections.items():
+            document[section] |= changes
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_validation() -> Callable[..., Path]:
+    """Writes a validation.json as the validate stage does, for the checksum of handwritten datasets."""
+
+    def write(path: Path, **changes: Any) -> Path:
+        write_json(path, {"passed": True, "content_checksum": "checksum"} | changes)
+        return path
+
+    return write
