@@ -47,6 +47,18 @@ def test_layer_is_equations_1_to_5(make_config, global_axis):
     torch.testing.assert_close(layer(tokens).values_TD, layer_by_hand(layer, tokens, max_length=24))
 
 
+def test_attention_is_divided_by_the_configured_length(make_config):
+    # The norm would hide the divisor.
+    config = make_config()
+    layer = STULayer(config, config.streams["consumption"]).double()
+    layer.attention_norm = torch.nn.Identity()
+    tokens = sequence([1], [0], 0)
+    u, v, q, k = silu(layer.uvqk(layer.input_norm(tokens.values_TD))).chunk(4, dim=1)
+    weight = silu((q * k).unflatten(1, (2, 8)).sum(2) / 8**0.5) / 24
+    a = (weight[:, :, None] * v.unflatten(1, (2, 8))).flatten(1)
+    torch.testing.assert_close(layer(tokens).values_TD, tokens.values_TD + layer.output(a * u))
+
+
 def test_a_short_history_is_not_swamped_by_the_epsilon(make_config):
     settings = make_config().streams["consumption"].model_dump() | {"pyramid": ()}
     outputs = []
