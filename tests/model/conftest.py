@@ -104,53 +104,64 @@ def _column(schema_field: pa.Field, rows: list[dict[str, Any]]) -> pa.Array:
     return pa.array([[event[name.removeprefix("ctx_")] for event in row[key]] for row in rows], schema_field.type)
 
 
-def _write_table(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_arrays([_column(schema_field, rows) for schema_field in schema], schema=schema)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(table)
+def _table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_arrays([_column(schema_field, rows) for schema_field in schema], schema=schema)
 
 
-def _write_shard(directory: Path, users: list[dict], requests: list[dict], spec: FeatureSpec) -> ShardEntry:
+def _write_shard(directory: Path, users: pa.Table, requests: pa.Table, spec: FeatureSpec) -> ShardEntry:
     directory.mkdir(parents=True)
-    users_schema, requests_schema = schemas_of(spec)
-    _write_table(directory / USERS_FILE, users_schema, users)
-    _write_table(directory / REQUESTS_FILE, requests_schema, requests)
+    for name, table in ((USERS_FILE, users), (REQUESTS_FILE, requests)):
+        with pa.OSFile(str(directory / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    def num_values(table: pa.Table, name: str) -> int:
+        return len(table.column(name).combine_chunks().flatten())
+
     return ShardEntry(
         name=directory.name,
         files={name: file_entry(directory / name) for name in (USERS_FILE, REQUESTS_FILE)},
-        users=len(users),
-        requests=len(requests),
-        candidates=sum(len(request["candidates"]) for request in requests),
-        events=sum(len(user["consumption"]) for user in users),
+        users=users.num_rows,
+        requests=requests.num_rows,
+        candidates=num_values(requests, "candidate.item"),
+        events=num_values(users, "consumption.item"),
         duplicates=0,
-        stream_events={stream: sum(len(user[stream]) for user in users) for stream in spec.streams},
+        stream_events={stream: num_values(users, f"{stream}.item") for stream in spec.streams},
     )
+
+
+def write_shards(directory: Path, shards: list[tuple[pa.Table, pa.Table]], spec: FeatureSpec) -> StreamsDataset:
+    """Writes a dataset of the shards' users and requests and opens it."""
+    entries = [
+        _write_shard(directory / shard_name(number, len(shards)), users, requests, spec)
+        for number, (users, requests) in enumerate(shards)
+    ]
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        order=ORDER,
+        schema_hash=schema_hash(*schemas_of(spec)),
+        params_hash="params",
+        vocabulary_hash="vocabulary",
+        cut_ms=CUT_MS,
+        spec=spec,
+        shards=tuple(entries),
+        content_checksum="checksum",
+    )
+    write_manifest(directory, manifest)
+    return open_dataset(directory)
 
 
 def write_content(directory: Path, content: Content, num_shards: int = 1) -> StreamsDataset:
     """Writes a dataset, user u into shard u % num_shards, and opens it."""
-    entries = []
+    users_schema, requests_schema = schemas_of(content.spec)
+    shards = []
     for shard in range(num_shards):
         requests = [
             request | {"user_row": request["user_row"] // num_shards}
             for request in content.requests
             if request["user_row"] % num_shards == shard
         ]
-        users = content.users[shard::num_shards]
-        entries.append(_write_shard(directory / shard_name(shard, num_shards), users, requests, content.spec))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        order=ORDER,
-        schema_hash=schema_hash(*schemas_of(content.spec)),
-        params_hash="params",
-        vocabulary_hash="vocabulary",
-        cut_ms=CUT_MS,
-        spec=content.spec,
-        shards=tuple(entries),
-        content_checksum="checksum",
-    )
-    write_manifest(directory, manifest)
-    return open_dataset(directory)
+        shards.append((_table(users_schema, content.users[shard::num_shards]), _table(requests_schema, requests)))
+    return write_shards(directory, shards, content.spec)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -169,6 +180,12 @@ def make_content() -> Callable[..., Content]:
 def write_dataset() -> Callable[..., StreamsDataset]:
     """The function `write_content`."""
     return write_content
+
+
+@pytest.fixture
+def write_tables() -> Callable[..., StreamsDataset]:
+    """The function `write_shards`."""
+    return write_shards
 
 
 @pytest.fixture
