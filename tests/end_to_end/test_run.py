@@ -21,6 +21,7 @@ from features.errors import DataError
 from flows.process import interpreter_environment
 from flows.settings import edit_params, parse_assignment
 from flows.stage import stage_names
+from model.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 STAGES = stage_names(ROOT)
@@ -99,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Workspace:
 
 def test_the_figures_are_there_for_every_task(finished: Workspace):
     evaluation = finished.json("metrics/evaluate.json")
-    assert set(evaluation["tasks"]) == set(finished.json("models/ranker/checkpoint.json")["model"]["heads"]["tasks"])
+    assert list(evaluation["tasks"]) == sorted(ModelConfig.load(finished.path / "params.yaml").heads.tasks)
     for figures in evaluation["tasks"].values():
         assert set(figures) >= TASK_FIGURES
         assert 0 <= figures["base_rate"] <= 1
