@@ -10,6 +10,7 @@ DATA ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SYNTHETIC := data/raw/synthetic
+BENCHMARKS := $(sort $(wildcard */bench.py */bench_*.py benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench
@@ -49,4 +50,5 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m kernels.bench
+	@test -n '$(BENCHMARKS)' || echo 'There are no benchmarks yet'
+	$(foreach file,$(BENCHMARKS),$(BIN)/python -m $(subst /,.,$(basename $(file))) &&) true

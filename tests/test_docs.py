@@ -28,7 +28,7 @@ def test_the_readmes_example_of_a_mapping_is_one():
     block = re.search(r"```yaml\n(data:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     mapping = TabularMapping.model_validate(yaml.safe_load(block[1])["data"]["tabular"])
-    assert mapping.action_values == {"click": "is_click", "buy": "is_buy"}
+    assert mapping.action_values == {"view": "", "click": "is_click", "buy": "is_buy"}
 
 
 def test_versions_in_the_readme_are_those_of_the_locks():
