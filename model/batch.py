@@ -88,7 +88,7 @@ class Batch:
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
-def map_tensors(carrier, function):  # type: ignore[no-untyped-def]
+def map_tensors(carrier, function):
     """Applies `function` to every tensor of a carrier and of the carriers inside it."""
     if isinstance(carrier, Tensor):
         return function(carrier)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from features.spec import CategoricalField, FeatureSpec
 from kernels import lengths_to_offsets
 from model.batch import Batch, Candidates, UIHStream
 from model.config import ModelConfig
-
-PARAMS = Path(__file__).parents[3] / "params.yaml"
 
 
 def _fields(**sizes: int) -> tuple[CategoricalField, ...]:
@@ -40,13 +36,16 @@ def make_config() -> Callable[..., ModelConfig]:
     """A small ModelConfig; keyword arguments replace top-level settings."""
 
     def make(**changes: object) -> ModelConfig:
-        settings = yaml.safe_load(PARAMS.read_text())["model"]
         stream = {"num_layers": 2, "local_window": 3, "global_window": 2}
-        settings |= {
+        settings = {
             "dim": 16,
+            "num_heads": 2,
             "qk_dim": 8,
             "v_dim": 8,
             "dropout": 0.0,
+            "norm_epsilon": 1e-6,
+            "global_axis": "queries",
+            "impl": "reference",
             "streams": {
                 "consumption": {**stream, "max_length": 24, "pyramid": [[1, 4]]},
                 "interaction": {**stream, "max_length": 8, "pyramid": []},

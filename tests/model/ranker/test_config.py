@@ -16,7 +16,7 @@ def stream(**changes):
 
 
 def test_the_projects_own_settings_load():
-    assert ModelConfig.load(PARAMS).streams["consumption"].pyramid == ((2, 64),)
+    assert ModelConfig.load(PARAMS).model_dump(mode="json") == yaml.safe_load(PARAMS.read_text())["model"]
 
 
 def test_a_pyramid_of_several_steps_is_accepted(make_config):
