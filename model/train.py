@@ -87,8 +87,16 @@ def check_validated(path: Path, dataset: StreamsDataset) -> None:
         raise DataError(f"{path}: is about another content than {dataset.path}; run the validate stage again")
 
 
-def build_trainer(dataset: StreamsDataset, config: TrainConfig, model_config: ModelConfig) -> tuple[Trainer, Reader]:
+def build_trainer(
+    dataset: StreamsDataset, config: TrainConfig, model_config: ModelConfig, *, lengths: tuple[int, ...] | None = None
+) -> tuple[Trainer, Reader]:
     """A trainer at step 0 and the reader that it draws from; seeds torch.
+
+    Args:
+        dataset: what to train on.
+        config: section train.
+        model_config: section model.
+        lengths: history tokens per stream of the dataset, those of the configuration unless given.
 
     Raises:
         DataError: there is nothing to train on, or params.yaml does not fit the dataset.
@@ -101,7 +109,7 @@ def build_trainer(dataset: StreamsDataset, config: TrainConfig, model_config: Mo
         dataset,
         split=TRAIN,
         batch_size=config.batch_size,
-        max_lengths=max_lengths(model_config, spec),
+        max_lengths=max_lengths(model_config, spec) if lengths is None else lengths,
         shuffle_seed=config.seed,
         num_workers=config.num_workers,
     )
