@@ -74,6 +74,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     for group, tensors in checkpoint.tensors.items():
         path = directory / f"{group}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        # safetensors makes files that only their owner may read
+        path.chmod(0o644)
         files[path.name] = _record(path).model_dump()
     write_json(directory / _HEADER, {"header": checkpoint.header.model_dump(mode="json"), "files": files})
 
