@@ -44,14 +44,14 @@ class Response:
 
 _NO_TAB = (0.0, 0.0, 0.0, 0.0, 0.0)
 RESPONSES: dict[str, Response] = {
-    "is_click": Response(-1.47, (0.2, -2.6, 0.8, 0.1, -2.2), 0.8, 0.55, 0.85, 2.3, 0.7, 0.0, -0.15, 0.3, 0.0),
-    "long_view": Response(0.3, (0.0, -0.8, 0.3, 0.1, -0.4), 0.6, 0.6, 0.55, 1.4, 0.6, 0.0, -0.05, 0.3, 0.4),
-    "is_like": Response(-5.45, _NO_TAB, 1.0, 0.7, 0.8, 1.6, 1.2, 1.0, 0.0, 0.3, 0.6),
-    "is_follow": Response(-6.9, _NO_TAB, 0.7, 0.5, 0.6, 1.0, 2.4, 0.0, 0.0, 0.3, 0.6),
-    "is_comment": Response(-6.5, _NO_TAB, 1.0, 0.7, 0.8, 1.6, 1.1, 1.0, 0.0, 0.3, 0.6),
-    "is_forward": Response(-6.7, _NO_TAB, 0.9, 0.7, 0.85, 1.6, 0.9, 0.6, 0.0, 0.3, 0.6),
-    "is_profile_enter": Response(-5.45, _NO_TAB, 0.9, 0.7, 0.7, 1.5, 1.4, 0.6, 0.0, 0.3, 0.6),
-    "is_hate": Response(-6.7, _NO_TAB, 0.8, 0.6, -0.8, -1.0, -1.5, -1.5, 0.2, -0.3, 0.0),
+    "is_click": Response(-1.93, (0.2, -2.6, 0.8, 0.1, -2.2), 0.95, 0.65, 1.1, 2.7, 0.7, 0.0, -0.15, 0.3, 0.0),
+    "long_view": Response(0.1, (0.0, -0.8, 0.3, 0.1, -0.4), 0.7, 0.65, 0.65, 1.6, 0.6, 0.0, -0.05, 0.3, 0.4),
+    "is_like": Response(-5.62, _NO_TAB, 1.0, 0.7, 0.8, 1.6, 1.2, 1.0, 0.0, 0.3, 0.6),
+    "is_follow": Response(-7.05, _NO_TAB, 0.7, 0.5, 0.6, 1.0, 2.4, 0.0, 0.0, 0.3, 0.6),
+    "is_comment": Response(-6.75, _NO_TAB, 1.0, 0.7, 0.8, 1.6, 1.1, 1.0, 0.0, 0.3, 0.6),
+    "is_forward": Response(-6.88, _NO_TAB, 0.9, 0.7, 0.85, 1.6, 0.9, 0.6, 0.0, 0.3, 0.6),
+    "is_profile_enter": Response(-5.53, _NO_TAB, 0.9, 0.7, 0.7, 1.5, 1.4, 0.6, 0.0, 0.3, 0.6),
+    "is_hate": Response(-6.6, _NO_TAB, 0.8, 0.6, -0.8, -1.0, -1.5, -1.5, 0.2, -0.3, 0.0),
 }
 NAMES = tuple(RESPONSES)
 
@@ -167,6 +167,7 @@ def draw_responses(
             drawn[name] &= drawn["is_click"]
         if name == "is_follow":
             group = user * len(catalogue.author_topic_A) + author
-            followed = (earlier_in_group(group, page, drawn[name].astype(np.int64)) > 0).astype(float)
-            drawn[name] &= followed == 0
+            follow = drawn[name].astype(np.int64)
+            followed = (earlier_in_group(group, page, follow) > 0).astype(float)
+            drawn[name] &= earlier_in_group(group, np.arange(len(page)), follow) == 0
     return drawn

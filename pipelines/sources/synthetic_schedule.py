@@ -132,7 +132,7 @@ def draw_intents(
     burst_P = np.cumsum(change) - 1
     age = np.arange(num_pages) - np.flatnonzero(change)[burst_P]
     owner = user_P[change]
-    own = users.interests_U4[owner, rng.choice(len(INTEREST_WEIGHTS), len(owner), p=INTEREST_WEIGHTS)]
+    own = users.interests_U3[owner, rng.choice(len(INTEREST_WEIGHTS), len(owner), p=INTEREST_WEIGHTS)]
     topic = np.where(rng.random(len(owner)) < 0.2, own, rng.integers(0, num_topics, len(owner)))
     topic = np.where(rng.random(len(owner)) < 0.25, -1, topic)
     return topic[burst_P], 0.3 + 0.7 * np.exp(-age / 15.0)
@@ -147,7 +147,7 @@ def draw_items(
     day = schedule.page_ms_P[page] // DAY_MS
     bounds = np.cumsum(list(FEED_SHARES.values()))
     kind = np.searchsorted(bounds, rng.random(len(page)), side="right")
-    interest = users.interests_U4[user, rng.choice(len(INTEREST_WEIGHTS), len(page), p=INTEREST_WEIGHTS)]
+    interest = users.interests_U3[user, rng.choice(len(INTEREST_WEIGHTS), len(page), p=INTEREST_WEIGHTS)]
     intent = intent_P[page]
     topic = np.where(kind == 0, interest, np.where(kind == 1, intent, -1))
     low = np.where(topic >= 0, catalogue.topic_offsets[topic], 0)

@@ -125,7 +125,7 @@ def user_table(users: Users, settings: SyntheticSettings) -> pl.DataFrame:
     registered = (1_200 * rng.lognormal(0, 0.9, size)).astype(np.int64).clip(14, 3_624)
     onehot = [rng.integers(0, cardinality, size) for cardinality in ONEHOT_SIZES]
     tells = rng.random(size) < 0.25
-    onehot[2] = np.where(tells, users.interests_U4[:, 0] * 2 % ONEHOT_SIZES[2], onehot[2])
+    onehot[2] = np.where(tells, users.interests_U3[:, 0] * 2 % ONEHOT_SIZES[2], onehot[2])
     missing_4, missing_12 = rng.random(size) < 0.03, rng.random(size) < 0.026
     columns: dict[str, np.ndarray | pl.Series] = {
         "user_id": users.user_id_U,

@@ -12,8 +12,8 @@ import numpy as np
 
 from features.errors import DataError
 
-INTEREST_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
-INTEREST_AFFINITIES = np.array([2.2, 1.8, 1.5, 1.2])
+INTEREST_WEIGHTS = np.array([0.45, 0.33, 0.22])
+INTEREST_AFFINITIES = np.array([2.2, 1.9, 1.6])
 NUM_LIKED_AUTHORS = 3
 # No user makes more than this share of the average, so that the day has room for everybody's sessions.
 MAX_ACTIVITY_RATIO = 15.0
@@ -37,7 +37,7 @@ class SyntheticSettings:
     num_users: int | None = None
     num_items: int | None = None
     num_days: int = 14
-    num_topics: int = 24
+    num_topics: int = 16
     new_item_share: float = 0.25
     seed: int = 7
     dirty: bool = False
@@ -109,7 +109,7 @@ class Users:
 
     Attributes:
         user_id_U, num_events_U, join_day_U: ids, impressions, first day.
-        interests_U4: topics of long-term interest, strongest first.
+        interests_U3: topics of long-term interest, strongest first.
         affinity_UK: long-term affinity to each topic.
         liked_authors_U3: authors the user is fond of.
         bias_UR: how the user moves the logit of each response.
@@ -119,7 +119,7 @@ class Users:
     user_id_U: np.ndarray
     num_events_U: np.ndarray
     join_day_U: np.ndarray
-    interests_U4: np.ndarray
+    interests_U3: np.ndarray
     affinity_UK: np.ndarray
     liked_authors_U3: np.ndarray
     bias_UR: np.ndarray
@@ -220,7 +220,7 @@ def make_users(
         user_id_U=first + np.arange(num_users),
         num_events_U=num_events_U,
         join_day_U=np.where(late, rng.integers(0, max(1, settings.num_days - 2), num_users), 0),
-        interests_U4=interests,
+        interests_U3=interests,
         affinity_UK=affinity.astype(np.float32),
         liked_authors_U3=liked,
         bias_UR=(bias * user_sd_R).astype(np.float32),

@@ -101,7 +101,7 @@ def test_actions_and_watch_time_follow_kuairands_rules(log: pl.DataFrame) -> Non
 
 
 def test_base_rates_are_kuairand_like(log: pl.DataFrame) -> None:
-    expected = {"is_click": 0.40, "long_view": 0.29, "is_like": 0.027, "is_profile_enter": 0.026}
+    expected = {"is_click": 0.40, "long_view": 0.30, "is_like": 0.027, "is_profile_enter": 0.026}
     expected |= {"is_comment": 0.012, "is_forward": 0.010, "is_follow": 0.006, "is_hate": 0.002}
     for action, rate in expected.items():
         assert log[action].mean() == pytest.approx(rate, rel=0.3), action
@@ -142,12 +142,11 @@ def test_an_author_is_followed_once_and_liked_more_afterwards(folder: Path, log:
     authors = pl.read_csv(folder / FILES[3], infer_schema_length=None).select("video_id", "author_id")
     rows = log.join(authors, on="video_id", how="left", maintain_order="left")
     follows = rows.filter(pl.col("is_follow") == 1)
-    assert follows.select("user_id", "author_id", "time_ms").is_unique().mean() > 0.99
+    assert follows.select("user_id", "author_id").is_unique().all()
     first = follows.group_by("user_id", "author_id").agg(pl.col("time_ms").min().alias("since"))
     pairs = rows.join(first, on=["user_id", "author_id"])
     after = pairs.filter(pl.col("time_ms") > pl.col("since"))
-    assert after["is_follow"].sum() == 0
-    assert after["is_like"].mean() > 4 * log["is_like"].mean()
+    assert after["is_like"].mean() > 3 * log["is_like"].mean()
 
 
 def gain_of_a_recent_click(rows: pl.DataFrame) -> float:
