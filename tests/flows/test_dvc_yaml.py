@@ -28,7 +28,7 @@ def outputs(stage: str) -> list[str]:
 
 
 def module(stage: str) -> str:
-    python, flag, name = STAGES[stage]["cmd"].split()
+    *_, python, flag, name = STAGES[stage]["cmd"].split()
     assert (python, flag) == ("python", "-m")
     return name
 
