@@ -74,11 +74,10 @@ class LossHistory:
         """
         if self._pending:
             fresh_SX = torch.stack([loss_X for loss_X, _ in self._pending]).cpu()
-            for number, (finite, (_, request_id_B)) in enumerate(
-                zip(fresh_SX.isfinite().all(1), self._pending, strict=True)
-            ):
-                if not finite:
-                    _refuse_loss(self._known_SX.shape[0] + number + 1, request_id_B.tolist())
+            broken_S = ~fresh_SX.isfinite().all(dim=1)
+            if broken_S.any():
+                first = int(broken_S.int().argmax())
+                _refuse_loss(self._known_SX.shape[0] + first + 1, self._pending[first][1].tolist())
             self._known_SX = torch.cat([self._known_SX, fresh_SX])
             self._pending = []
         return self._known_SX
