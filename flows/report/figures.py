@@ -213,7 +213,7 @@ def calibration_figure(points: Sequence[CalibrationPoint]) -> go.Figure:
         x=predicted,
         y=observed,
         mode="lines+markers",
-        line={"color": ACCENT, "width": 1.5},
+        line={"color": PALE, "width": 1.5},
         marker={"size": 5.5, "color": ACCENT},
         customdata=[point.count for point in points],
         hovertemplate="predicted %{x:.4f}, observed %{y:.4f}, %{customdata:,} candidates<extra></extra>",

@@ -209,7 +209,12 @@ def stream_views(inputs: ReportInputs, lengths: dict[str, LengthShares]) -> list
         layers = None
         if stream is not None:
             cuts = [f"after layer {layer} the newest {keep:,} go on" for layer, keep in stream.pyramid]
-            layers = "; ".join([f"{stream.num_layers} layers over at most {stream.max_length:,} events", *cuts])
+            layers = "; ".join(
+                [
+                    f"{stream.num_layers} layer{'s' * (stream.num_layers > 1)} over at most {stream.max_length:,} events",
+                    *cuts,
+                ]
+            )
         views.append(
             StreamView(
                 name=name,
@@ -234,6 +239,7 @@ def render(inputs: ReportInputs, lengths: dict[str, LengthShares]) -> str:
     )
     environment.filters |= {"number": number, "plain": plain, "signed": figures.signed}
     groups = task_groups(inputs)
+    order = {row.name: place for place, row in enumerate(row for group in groups for row in group.rows)}
     gains = [(row.name, row.gain) for group in groups for row in group.rows if row.gain is not None]
     gain_figure = figures.ne_gain_figure([name for name, _ in gains], [gain for _, gain in gains])
     loss_figure = figures.loss_figure(inputs.losses["step"], inputs.losses["loss"])
@@ -249,7 +255,7 @@ def render(inputs: ReportInputs, lengths: dict[str, LengthShares]) -> str:
         loss_figure=figures.fragment(loss_figure, "loss"),
         calibrations={
             task: figures.fragment(figures.calibration_figure(points), f"calibration-{task}")
-            for task, points in inputs.calibration.items()
+            for task, points in sorted(inputs.calibration.items(), key=lambda item: order.get(item[0], len(order)))
         },
         actions=action_rows(inputs),
         streams=stream_views(inputs, lengths),
