@@ -209,12 +209,9 @@ def stream_views(inputs: ReportInputs, lengths: dict[str, LengthShares]) -> list
         layers = None
         if stream is not None:
             cuts = [f"after layer {layer} the newest {keep:,} go on" for layer, keep in stream.pyramid]
-            layers = "; ".join(
-                [
-                    f"{stream.num_layers} layer{'s' * (stream.num_layers > 1)} over at most {stream.max_length:,} events",
-                    *cuts,
-                ]
-            )
+            plural = "" if stream.num_layers == 1 else "s"
+            depth = f"{stream.num_layers} layer{plural} over at most {stream.max_length:,} events"
+            layers = "; ".join([depth, *cuts])
         views.append(
             StreamView(
                 name=name,
