@@ -17,7 +17,7 @@ from flows.report.masks import DRAWN_CANDIDATES, draw_mask
 from flows.report.page import period, relative_gain, sections_text
 from model.config import ModelConfig
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[3] / "params.yaml"
 
 
 @given(st.integers(0, 2**40))
