@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from features.dataset import StreamsDataset, open_dataset
 from features.files import write_json
 from model.config import ModelConfig
@@ -28,6 +30,7 @@ def figures(dataset: StreamsDataset, *, with_histories: bool) -> dict[str, dict[
     """NE and AUC per task after a training run, beside the floor's."""
     config, train_config = EvaluateConfig.load(_PARAMS), TrainConfig.load(_PARAMS)
     model_config = ModelConfig.load(_PARAMS)
+    torch.set_num_threads(train_config.num_threads)
     spec, tasks = dataset.manifest.spec, model_config.heads.tasks
     lengths = max_lengths(model_config, spec) if with_histories else (0,) * len(spec.streams)
     trainer, _ = build_trainer(dataset, train_config, model_config, lengths=lengths)

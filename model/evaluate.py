@@ -8,6 +8,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from features.dataset import StreamsDataset, open_dataset
 from features.errors import DataError
 from features.files import write_json
@@ -44,16 +47,18 @@ def evaluate(paths: EvaluatePaths) -> None:
     """
     config, model_config = EvaluateConfig.load(paths.params), ModelConfig.load(paths.params)
     dataset = open_dataset(paths.streams)
+    torch.set_num_threads(config.num_threads)
     spec, tasks = dataset.manifest.spec, model_config.heads.tasks
     check_groups(config, spec)
     scores = score_dataset(dataset, paths.model, config, model_config=model_config)
     logger.info("evaluate: fitting the floor")
-    floor = floor_logits(
-        read_impressions(dataset, TRAIN),
-        read_impressions(dataset, EVALUATION),
-        [spec.actions.index(task) for task in tasks],
-        smoothing=config.floor.smoothing,
-    )
+    with threadpool_limits(config.num_threads):
+        floor = floor_logits(
+            read_impressions(dataset, TRAIN),
+            read_impressions(dataset, EVALUATION),
+            [spec.actions.index(task) for task in tasks],
+            smoothing=config.floor.smoothing,
+        )
     evaluation = measure(scores, floor, tasks, groups=config.groups, cut_ms=dataset.manifest.cut_ms)
     write_evaluation(paths.metrics, evaluation)
     write_calibration(paths.metrics / "calibration.csv", scores, tasks, num_bins=config.calibration_bins)

@@ -56,6 +56,7 @@ def train(paths: TrainPaths) -> None:
     config, model_config = TrainConfig.load(paths.params), ModelConfig.load(paths.params)
     dataset = open_dataset(paths.streams)
     check_validated(paths.validation, dataset)
+    torch.set_num_threads(config.num_threads)
     # the lock on the output is held from here on, so that a second run stops before it trains
     with atomic_directory(paths.out) as directory:
         trainer, reader = build_trainer(dataset, config, model_config)

@@ -17,6 +17,8 @@ Group = Literal["consumption", "engagement"]
 class TrainConfig(Section):
     """How the ranker is fitted.
 
+    num_threads: of torch on the CPU. A small model's steps gain little from a second thread, lose most of their time
+    when other work shares the cores, and round differently with each count.
     schedule: after the warm-up both learning rates stay (`constant`) or fall to zero at the last step along a line
     (`linear`) or half a cosine (`cosine`).
     """
@@ -25,6 +27,7 @@ class TrainConfig(Section):
 
     seed: Annotated[int, Field(ge=0)]
     device: Literal["cpu", "cuda"]
+    num_threads: Count
     num_epochs: Count
     batch_size: Count
     num_workers: Annotated[int, Field(ge=0)]
@@ -50,6 +53,7 @@ class EvaluateConfig(Section):
     section: ClassVar[str] = "evaluate"
 
     device: Literal["cpu", "cuda"]
+    num_threads: Count
     batch_size: Count
     groups: dict[Group, tuple[str, ...]]
     floor: FloorConfig
