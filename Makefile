@@ -35,7 +35,7 @@ $(READY): $(LOCK) pyproject.toml
 	@touch $@
 
 demo: $(READY) $(if $(DATA),,$(SYNTHETIC))
-	$(BIN)/hstu2 run --source kuairand --data '$(if $(DATA),$(DATA),$(SYNTHETIC))'
+	$(BIN)/hstu2 run --source kuairand --data '$(if $(DATA),$(DATA),$(SYNTHETIC))' $(if $(DATA),--set train.num_epochs=1)
 
 $(SYNTHETIC): | $(READY)
 	$(BIN)/hstu2 data synthesize $@ --num-events 200000 --seed 7
