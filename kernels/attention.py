@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kernels.mask import AttentionMask
 from kernels.reference import hstu_attention_reference
 
+# Those that run on any device. "triton" runs on NVIDIA's and AMD's alone.
 IMPLEMENTATIONS = ("reference",)
 
 
@@ -46,13 +49,13 @@ def hstu_attention(
 
     Raises:
         ValueError: shapes or offsets do not fit together.
-        NotImplementedError: the implementation does not exist here.
+        NotImplementedError: the implementation does not exist, or cannot take this device, dtype or shape.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise NotImplementedError(f"hstu_attention has no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
+    if impl not in ("reference", "triton"):
+        raise NotImplementedError(f"hstu_attention has no implementation {impl!r}, only 'reference' and 'triton'")
     _check_shapes(q_THA, k_THA, v_THV, offsets_B1=offsets_B1, num_candidates_B=num_candidates_B)
     _check_offsets(offsets_B1, num_contextual, num_candidates_B, total=q_THA.shape[0])
-    return hstu_attention_reference(
+    return _implementation(impl)(
         q_THA,
         k_THA,
         v_THV,
@@ -63,6 +66,15 @@ def hstu_attention(
         alpha=alpha,
         scale=scale,
     )
+
+
+def _implementation(impl: str) -> Callable[..., Tensor]:
+    if impl == "reference":
+        return hstu_attention_reference
+    # Imported when asked for: Triton exists for Linux alone.
+    from kernels.hstu.function import hstu_attention_triton
+
+    return hstu_attention_triton
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, offsets_B1: Tensor, num_candidates_B: Tensor) -> None:

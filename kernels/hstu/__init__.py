@@ -1,0 +1,1 @@
+"""HSTU attention in plain Triton, for NVIDIA and AMD: rows (mask), forward, backward, schedule, function (autograd)."""

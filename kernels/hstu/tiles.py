@@ -1,0 +1,58 @@
+"""Tile shapes of the kernels: fixed per case, measured or compiled beforehand, so that the first call tunes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Backend = Literal["cuda", "hip", "interpreter"]
+
+# From here on whole blocks outnumber the masked edges of a band and larger tiles pay.
+_WIDE_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Launch settings of one kernel.
+
+    Attributes:
+        block_m: queries of a tile or block.
+        block_n: keys of a tile or block.
+        warps: warps of a program.
+        stages: blocks in flight.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Settings of the three kernels."""
+
+    forward: Tiles
+    dq: Tiles
+    dkdv: Tiles
+
+
+_SMALL = TileSet(Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1))
+_CUDA_BAND = TileSet(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 4))
+_CUDA_WIDE = TileSet(Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3))
+_CUDA_256 = TileSet(Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
+_HIP_128 = TileSet(Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2), Tiles(32, 64, 4, 1))
+_HIP_256 = TileSet(Tiles(64, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1))
+
+
+def choose_tiles(*, dim: int, dtype: torch.dtype, local_window: int, backend: Backend) -> TileSet:
+    """The settings for a case; `dim` is the larger of the padded query-key and value dims."""
+    if dtype == torch.float32 or backend == "interpreter":
+        return _SMALL
+    if backend == "hip":
+        return _HIP_128 if dim <= 128 else _HIP_256
+    if dim > 128:
+        return _CUDA_256
+    return _CUDA_WIDE if local_window >= _WIDE_WINDOW else _CUDA_BAND

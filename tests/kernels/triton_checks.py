@@ -1,0 +1,208 @@
+"""Checks of the Triton attention against the fp64 reference; the tests run it in a process of its own.
+
+    TRITON_INTERPRET=1 python tests/kernels/triton_checks.py cpu
+    python tests/kernels/triton_checks.py cuda
+
+Triton decides at its import whether it interprets, hence the process. It needs no pytest, so that it runs on any GPU.
+Uninitialised memory is NaN throughout, and so is what surrounds the tokens in memory: a value that was not written, or
+a neighbour that was read, shows.
+"""
+
+import itertools
+import random
+import sys
+import time
+
+import torch
+
+from kernels import AttentionMask, hstu_attention, lengths_to_offsets
+
+ALPHA, SCALE = 0.4, 1 / 7
+NAMES = ("out", "dq", "dk", "dv")
+
+
+def layout(histories, candidates, num_contextual, device):
+    num_candidates = torch.tensor(candidates, dtype=torch.int64, device=device)
+    lengths = torch.tensor(histories, dtype=torch.int64, device=device) + num_candidates + num_contextual
+    return {
+        "offsets_B1": lengths_to_offsets(lengths),
+        "num_contextual": num_contextual,
+        "num_candidates_B": num_candidates,
+    }
+
+
+def fused_views(total, heads, qk_dim, v_dim, dtype, device):
+    """q, k and v within one buffer that is NaN everywhere else."""
+    width = heads * (2 * qk_dim + v_dim)
+    buffer = torch.full((total + 256, width + 24), float("nan"), dtype=dtype, device=device)
+    inside = buffer[128 : 128 + total, 8 : 8 + width]
+    inside.copy_(torch.randn(inside.shape, device=device))
+    parts = inside.split([heads * qk_dim, heads * qk_dim, heads * v_dim], dim=1)
+    return [part.unflatten(1, (heads, -1)) for part in parts]
+
+
+def run(qkv, weight, mask, arguments, impl):
+    leaves = [x.detach().requires_grad_(True) for x in qkv]
+    out = hstu_attention(*leaves, mask=mask, alpha=ALPHA, scale=SCALE, impl=impl, **arguments)
+    return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
+
+
+def compare(name, found, exact, dtype):
+    """Largest error and mean-square error, both in units of the dtype's eps of the exact result's own."""
+    error = found.double() - exact
+    assert torch.isfinite(found).all(), f"{name} is not finite"
+    eps = torch.finfo(dtype).eps
+    worst = (error.abs().max() / exact.abs().max().clamp(min=1e-30)).item() / eps
+    norm = (error.norm() / exact.norm().clamp(min=1e-30)).item() / eps
+    # Scores, weights and results are rounded once each to a 16-bit dtype and summed in fp32: 2 eps in the mean, some
+    # eps of the largest element at worst. In fp32 it is the sum that rounds, and its error walks with its length.
+    walk = exact.shape[0] ** 0.5 if dtype == torch.float32 else 0.0
+    assert worst <= max(8.0, walk), f"{name}: {worst:.2f} eps at worst"
+    assert norm <= max(2.0, walk), f"{name}: {norm:.2f} eps in the mean"
+    return worst
+
+
+def check(histories, candidates, num_contextual, mask, device, *, dims=(16, 16), dtype=torch.float32, heads=2):
+    arguments = layout(histories, candidates, num_contextual, device)
+    total = int(arguments["offsets_B1"][-1])
+    qkv = fused_views(total, heads, *dims, dtype, device)
+    weight = torch.randn((total, heads, dims[1]), device=device).to(dtype)
+    exact = run([x.double() for x in qkv], weight.double(), mask, arguments, "reference")
+    found = run(qkv, weight, mask, arguments, "triton")
+    assert all(x.dtype == dtype for x in found)
+    errors = {name: compare(name, *pair, dtype) for name, *pair in zip(NAMES, found, exact, strict=True)}
+    if device == "cuda":
+        again = run(qkv, weight, mask, arguments, "triton")
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "a second run differs"
+    return errors
+
+
+def masks():
+    for axis, (local, glob) in itertools.product(("queries", "keys"), ((0, 0), (2, 0), (9, 3), (40, 33), (500, 7))):
+        yield AttentionMask(local, glob, axis)
+
+
+def check_short_lengths(device):
+    """All mixes of 0 to 4 history tokens and 0 to 2 candidates, with and without contextual tokens."""
+    counts = list(itertools.product(range(5), range(3)))
+    for axis, contextual in (("queries", 0), ("keys", 2)):
+        check([h for h, _ in counts], [c for _, c in counts], contextual, AttentionMask(1, 2, axis), device, heads=1)
+
+
+def check_ragged(device, examples, longest, **options):
+    generator = random.Random(7)
+    worst = dict.fromkeys(NAMES, 0.0)
+    choices = list(masks())
+    for example in range(examples):
+        histories = [generator.choice((0, 1, generator.randint(0, longest))) for _ in range(2)] + [longest]
+        candidates = [generator.choice((0, 1, 3, 40)) for _ in histories]
+        contextual = generator.choice((0, 1, 5, 37))
+        errors = check(histories, candidates, contextual, choices[example % len(choices)], device, **options)
+        worst = {name: max(worst[name], errors[name]) for name in NAMES}
+    print(f"  largest error in eps of the largest element: {', '.join(f'{n} {e:.2f}' for n, e in worst.items())}")
+
+
+def check_nothing(device):
+    for histories in ([], [0, 0]):
+        arguments = layout(histories, [0] * len(histories), 0, device)
+        qkv = fused_views(0, 2, 16, 16, torch.float32, device)
+        results = run(qkv, torch.zeros(0, 2, 16, device=device), AttentionMask(1, 1), arguments, "triton")
+        assert all(x.shape == (0, 2, 16) for x in results)
+
+
+def check_unseen_keys_are_not_read(device):
+    """A NaN among the values reaches only tiles with a query that sees near it, and its gradient twin likewise."""
+    arguments = layout([420], [0], 0, device)
+    q, k, v = fused_views(420, 1, 16, 16, torch.float32, device)
+    weight = torch.randn(420, 1, 16, device=device)
+    mask = AttentionMask(4, 0)
+    clean = run((q, k, v), weight, mask, arguments, "triton")
+    v[200] = float("nan")
+    weight[200] = float("nan")
+    poisoned = run((q, k, v), weight, mask, arguments, "triton")
+    # 64 or fewer rows a tile and 64 or fewer keys a block, which start at the tile's first row.
+    for name, a, b in zip(NAMES, clean, poisoned, strict=True):
+        for far in (slice(0, 64), slice(332, 420)):
+            assert torch.equal(a[far], b[far]), f"{name} was reached by a row that nobody there sees"
+
+
+def check_expanded_gradient(device):
+    """sum() hands back a gradient without strides."""
+    arguments = layout([40], [2], 1, device)
+    qkv = [x.requires_grad_(True) for x in fused_views(43, 2, 16, 16, torch.float32, device)]
+    results = [
+        torch.autograd.grad(
+            hstu_attention(*qkv, mask=AttentionMask(8, 4), alpha=ALPHA, scale=SCALE, impl=impl, **arguments).sum(), qkv
+        )
+        for impl in ("triton", "reference")
+    ]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def check_refusals(device):
+    arguments = layout([3], [1], 0, device)
+    q, k, v = (torch.randn(4, 2, 16, device=device) for _ in range(3))
+    wide = torch.randn(4, 2, 272, device=device)
+    crossed = torch.randn(4, 16, 2, device=device).transpose(1, 2)
+    cases = (
+        ((q.double(), k.double(), v.double()), "torch.float64"),
+        ((wide, wide, v), "(4, 2, 272)"),
+        ((q, k, crossed), "v has strides"),
+    )
+    for tensors, message in cases:
+        refusal = ""
+        try:
+            hstu_attention(*tensors, mask=AttentionMask(1, 1), alpha=1.0, scale=1.0, impl="triton", **arguments)
+        except NotImplementedError as error:
+            refusal = str(error)
+        assert message in refusal, f"{message} was not refused: {refusal!r}"
+
+
+def checks(device):
+    yield "refusals", lambda: check_refusals(device)
+    yield "no tokens", lambda: check_nothing(device)
+    yield "short lengths", lambda: check_short_lengths(device)
+    yield "unseen keys", lambda: check_unseen_keys_are_not_read(device)
+    yield "expanded gradient", lambda: check_expanded_gradient(device)
+    if device == "cpu":
+        yield "ragged fp32", lambda: check_ragged(device, 10, 70, heads=1)
+        yield "ragged fp32, dims 12 and 24", lambda: check_ragged(device, 2, 40, dims=(12, 24), heads=1)
+        return
+    yield "ragged fp32", lambda: check_ragged(device, 40, 500)
+    yield "ragged bf16, dims 128", lambda: check_ragged(device, 40, 1500, dims=(128, 128), dtype=torch.bfloat16)
+    half, brain = torch.float16, torch.bfloat16
+    cases = (
+        (half, (64, 32)),
+        (brain, (32, 128)),
+        (brain, (48, 96)),
+        (half, (128, 64)),
+        (brain, (256, 64)),
+        (brain, (160, 256)),
+    )
+    for dtype, dims in (*cases, (half, (20, 8))):
+        options = {"dims": dims, "dtype": dtype}
+        yield f"ragged {dtype}, dims {dims}", lambda options=options: check_ragged(device, 10, 700, **options)
+    for axis in ("queries", "keys"):
+        full = AttentionMask(1 << 40, 0, axis)
+        options = {"dims": (128, 128), "dtype": torch.bfloat16}
+        yield (
+            f"full {axis}",
+            lambda full=full, options=options: check([3000, 1, 130], [20, 0, 3], 2, full, device, **options),
+        )
+
+
+def main():
+    device = sys.argv[1]
+    # Fills uninitialised memory with NaN; some sums of integers would else be refused, hence warn_only.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(3)
+    for name, run_check in checks(device):
+        begin = time.monotonic()
+        run_check()
+        print(f"ok {name}, {time.monotonic() - begin:.1f} s", flush=True)
+    print(f"all checks hold on {torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter'}")
+
+
+if __name__ == "__main__":
+    main()
