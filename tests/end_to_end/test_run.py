@@ -38,7 +38,7 @@ SMALL = (
 )
 WRITES_A_DIRECTORY = {"ingest": "data", "vocab": "data", "streams": "data", "train": "models"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("end_to_end")]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

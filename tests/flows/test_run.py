@@ -22,10 +22,6 @@ HANG = "echo $$ > pid && sleep 300 && touch out/b"
 RUN = "import sys; from pathlib import Path; from flows.run import run_stages; sys.exit(run_stages(Path('.'), None))"
 
 
-# The embedded server takes seconds to start: one worker has it.
-pytestmark = pytest.mark.xdist_group("prefect")
-
-
 def last_run() -> tuple[FlowRun, list[TaskRun]]:
     """The newest flow run and its task runs, oldest first, as the server lists them."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
