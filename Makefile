@@ -10,7 +10,7 @@ DATA ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SYNTHETIC := data/raw/synthetic
-BENCHMARKS := $(sort $(wildcard */bench.py */bench_*.py benchmarks/*.py))
+BENCHMARKS := $(subst /,.,$(basename $(sort $(wildcard */bench.py */bench_*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench
@@ -49,6 +49,6 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Each runs, whatever becomes of the others: one wants a GPU, another the data of a run.
 bench: $(READY)
-	@test -n '$(BENCHMARKS)' || echo 'There are no benchmarks yet'
-	$(foreach file,$(BENCHMARKS),$(BIN)/python -m $(subst /,.,$(basename $(file))) &&) true
+	@status=0; for module in $(BENCHMARKS); do $(BIN)/python -m $$module || status=1; done; exit $$status
