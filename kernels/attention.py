@@ -10,8 +10,7 @@ from torch import Tensor
 from kernels.mask import AttentionMask
 from kernels.reference import hstu_attention_reference
 
-# Those that run on any device. "triton" runs on NVIDIA's and AMD's alone.
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "triton")
 
 
 def hstu_attention(
@@ -51,8 +50,8 @@ def hstu_attention(
         ValueError: shapes or offsets do not fit together.
         NotImplementedError: the implementation does not exist, or cannot take this device, dtype or shape.
     """
-    if impl not in ("reference", "triton"):
-        raise NotImplementedError(f"hstu_attention has no implementation {impl!r}, only 'reference' and 'triton'")
+    if impl not in IMPLEMENTATIONS:
+        raise NotImplementedError(f"hstu_attention has no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
     _check_shapes(q_THA, k_THA, v_THV, offsets_B1=offsets_B1, num_candidates_B=num_candidates_B)
     _check_offsets(offsets_B1, num_contextual, num_candidates_B, total=q_THA.shape[0])
     return _implementation(impl)(

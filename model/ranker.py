@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from features.errors import DataError
 from features.spec import FeatureSpec
-from kernels import IMPLEMENTATIONS
 from model.batch import Batch
 from model.config import ModelConfig
 from model.embeddings import TokenEmbeddings
@@ -34,13 +33,13 @@ class Ranker(nn.Module):
             device: where the model lives, the CPU unless given; the tables cannot be moved later.
 
         Raises:
-            DataError: the configuration names what the dataset does not have, or an attention that is not built.
+            DataError: the configuration names what the dataset or the device does not have.
         """
         super().__init__()
         config.check_against(spec)
-        if config.impl not in IMPLEMENTATIONS:
-            raise DataError(f"params.yaml: model.impl: '{config.impl}' is not available, use {IMPLEMENTATIONS[0]}")
         device = device or torch.device("cpu")
+        if config.impl == "triton" and device.type == "cpu":
+            raise DataError("params.yaml: model.impl: 'triton' needs the device cuda; the CPU runs 'reference'")
         self.config = config
         self.spec = spec
         self.embeddings = TokenEmbeddings(config, spec, device=device)

@@ -226,6 +226,6 @@ def test_state_of_another_model_is_refused(make_ranker):
         ranker.load_state(ranker.dense_state(), tables)
 
 
-def test_an_attention_that_is_not_built_is_refused_at_once(make_config, spec):
-    with pytest.raises(DataError, match=r"model\.impl: 'triton' is not available"):
+def test_an_attention_that_the_device_cannot_run_is_refused_at_once(make_config, spec):
+    with pytest.raises(DataError, match=r"model\.impl: 'triton' needs the device cuda"):
         Ranker(make_config(impl="triton"), spec)
