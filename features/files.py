@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +110,31 @@ def _remove_dead_files(target: Path) -> None:
 
 
 @contextmanager
-def _exclusive(target: Path) -> Iterator[None]:
-    path = target.parent / f".{target.name}.lock"
+def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
+    """Holds a lock file, which names its holder; the lock is the kernel's and goes with the process.
+
+    Args:
+        path: the lock file, made if it is missing and left behind.
+        refusal: what to say when it is held, with `{holder}` for the process that holds it.
+
+    Raises:
+        DataError: another process holds it.
+    """
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise DataError(f"{target}: process {holder} is writing it; wait for it or stop it") from None
+            raise DataError(refusal.replace("{holder}", lock.read().strip() or "unknown")) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _exclusive(target: Path) -> AbstractContextManager[None]:
+    refusal = f"{target}: process {{holder}} is writing it; wait for it or stop it"
+    return exclusive_lock(target.parent / f".{target.name}.lock", refusal)
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from features.errors import DataError
+from features.files import exclusive_lock
 from flows.server import prefect_api
 from flows.stage import Status, run_stage, stage_names
 
@@ -92,16 +91,7 @@ def exclusive(workspace: Path) -> Iterator[None]:
     """
     path = workspace / ".dvc" / "tmp" / "hstu2-run.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise DataError(f"{workspace}: run by process {owner} at the moment; wait for it or stop it") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with exclusive_lock(path, f"{workspace}: run by process {{holder}} at the moment; wait for it or stop it"):
         yield
 
 
