@@ -21,6 +21,7 @@ from model.config import ModelConfig
 
 CHECKPOINT_VERSION = 1
 _HEADER = "checkpoint.json"
+_INDIFFERENT = {("model", "impl"), ("model", "compute"), ("model", "gemm")}
 Tensors = Mapping[str, Tensor]
 
 
@@ -133,7 +134,7 @@ def check_compatible(
 ) -> None:
     """Refuses a checkpoint whose weights mean something else than this dataset and configuration do.
 
-    `model.impl` may differ: it chooses code, not the function that is computed.
+    `model.impl`, `compute` and `gemm` may differ: they choose code and rounding, not the function that is computed.
 
     Raises:
         DataError: names the checkpoint and the first difference.
@@ -146,7 +147,7 @@ def check_compatible(
     for section, ours, theirs in (("features", spec, header.spec), ("model", config, header.model)):
         for key, value in ours.model_dump(mode="json").items():
             saved = theirs.model_dump(mode="json")[key]
-            if saved != value and (section, key) != ("model", "impl"):
+            if saved != value and (section, key) not in _INDIFFERENT:
                 raise DataError(f"{source}: trained with {section}.{key} = {saved}, now it is {value}; train again")
 
 

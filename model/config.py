@@ -74,6 +74,9 @@ class ModelConfig(Section):
     global_axis: see kernels.mask.
     streams: one transducer per entry.
     contextual: one token per group of user fields, the sum of their embeddings.
+    impl: which kernels compute attention and the rest of a layer.
+    compute: what the transducers compute in; weights, tables, heads and the loss stay fp32. bf16 needs a GPU.
+    gemm: what a layer's two products take, fp8 being e4m3 with a scale per row; fp8 needs bf16 compute.
     """
 
     section: ClassVar[str] = "model"
@@ -89,6 +92,8 @@ class ModelConfig(Section):
     contextual: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]
     heads: HeadsConfig
     impl: Literal["reference", "triton"]
+    compute: Literal["fp32", "bf16"]
+    gemm: Literal["bf16", "fp8"]
 
     @model_validator(mode="after")
     def _each_field_once(self) -> Self:
@@ -97,6 +102,28 @@ class ModelConfig(Section):
         if repeated:
             raise ValueError(f"contextual: '{repeated[0]}' is listed twice")
         return self
+
+    @model_validator(mode="after")
+    def _fp8_lies_within_bf16(self) -> Self:
+        if self.gemm == "fp8" and self.compute != "bf16":
+            raise ValueError("gemm: fp8 needs compute: bf16")
+        return self
+
+    def check_device(self, device_type: str) -> None:
+        """Refuses what a device cannot compute.
+
+        Raises:
+            DataError: names the key, its value and the device.
+        """
+        if device_type == "cuda":
+            return
+        for key, value, instead in (
+            ("impl", "triton", "reference"),
+            ("gemm", "fp8", "bf16"),
+            ("compute", "bf16", "fp32"),
+        ):
+            if getattr(self, key) == value:
+                raise DataError(f"params.yaml: model.{key}: '{value}' needs the device cuda; the CPU runs '{instead}'")
 
     def check_against(self, spec: FeatureSpec) -> None:
         """Refuses a configuration that names what the dataset does not have.

@@ -38,8 +38,7 @@ class Ranker(nn.Module):
         super().__init__()
         config.check_against(spec)
         device = device or torch.device("cpu")
-        if config.impl == "triton" and device.type == "cpu":
-            raise DataError("params.yaml: model.impl: 'triton' needs the device cuda; the CPU runs 'reference'")
+        config.check_device(device.type)
         self.config = config
         self.spec = spec
         self.embeddings = TokenEmbeddings(config, spec, device=device)

@@ -46,6 +46,8 @@ def make_config() -> Callable[..., ModelConfig]:
             "norm_epsilon": 1e-6,
             "global_axis": "queries",
             "impl": "reference",
+            "compute": "fp32",
+            "gemm": "bf16",
             "streams": {
                 "consumption": {**stream, "max_length": 24, "pyramid": [[1, 4]]},
                 "interaction": {**stream, "max_length": 8, "pyramid": []},

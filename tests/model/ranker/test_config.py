@@ -41,6 +41,8 @@ def test_a_pyramid_of_several_steps_is_accepted(make_config):
         ({"dropout": 1.0}, "dropout"),
         ({"global_axis": "rows"}, "global_axis"),
         ({"impl": "cuda"}, "impl"),
+        ({"compute": "fp16"}, "compute"),
+        ({"gemm": "fp8"}, "gemm: fp8 needs compute: bf16"),
         ({"contextual": [["user"], ["user", "level"]]}, "'user' is listed twice"),
         ({"contextual": [[]]}, "contextual"),
         ({"heads": {"tasks": [], "hidden_dim": 8, "watch_ratio_weight": 0}}, "heads.tasks"),

@@ -226,6 +226,14 @@ def test_state_of_another_model_is_refused(make_ranker):
         ranker.load_state(ranker.dense_state(), tables)
 
 
-def test_an_attention_that_the_device_cannot_run_is_refused_at_once(make_config, spec):
-    with pytest.raises(DataError, match=r"model\.impl: 'triton' needs the device cuda"):
-        Ranker(make_config(impl="triton"), spec)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"impl": "triton"}, r"model\.impl: 'triton' needs the device cuda"),
+        ({"compute": "bf16"}, r"model\.compute: 'bf16' needs the device cuda; the CPU runs 'fp32'"),
+        ({"compute": "bf16", "gemm": "fp8"}, r"model\.gemm: 'fp8' needs the device cuda; the CPU runs 'bf16'"),
+    ],
+)
+def test_what_the_device_cannot_compute_is_refused_at_once(make_config, spec, changes, message):
+    with pytest.raises(DataError, match=message):
+        Ranker(make_config(**changes), spec)
