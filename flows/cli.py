@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import DataError
+from flows.commands.data import app as data_app
 
 PARAMS = Path("params.yaml")
 
@@ -20,7 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Make logs to try things with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -121,21 +120,6 @@ def report(
         typer.launch(str(out))
 
 
-@data_app.command()
-def synthesize(
-    out: Annotated[Path, typer.Argument(help="Folder to write, e.g. data/raw/synthetic.")],
-    num_events: Annotated[int, typer.Option(min=1, help="How many impressions.")] = 200_000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
-    dirty: Annotated[bool, typer.Option("--dirty", help="Mix in broken and duplicated rows.")] = False,
-) -> None:
-    """Write synthetic logs in KuaiRand's format, with interests that a user's history tells."""
-    from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs
-
-    _log_to_terminal()
-    write_kuairand_logs(out, SyntheticSettings(num_events=num_events, seed=seed, dirty=dirty))
-    typer.echo(f"{out}: about {num_events:,} impressions; next: hstu2 run --data {out} --source kuairand")
-
-
 def _check_logs(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(
@@ -144,10 +128,6 @@ def _check_logs(folder: Path) -> None:
         )
     if not any(folder.iterdir()):
         raise DataError(f"{folder}: the folder of raw logs is empty")
-
-
-def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Groups of sub-commands, one module each; `flows/cli.py` registers them."""

@@ -1,0 +1,31 @@
+"""`hstu2 data`: make or fetch raw logs. A command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make logs to try things with, or fetch published ones.", no_args_is_help=True)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write, e.g. data/raw/synthetic.")],
+    num_events: Annotated[int, typer.Option(min=1, help="How many impressions.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Mix in broken and duplicated rows.")] = False,
+) -> None:
+    """Write synthetic logs in KuaiRand's format, with interests that a user's history tells."""
+    from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs
+
+    log_to_terminal()
+    write_kuairand_logs(out, SyntheticSettings(num_events=num_events, seed=seed, dirty=dirty))
+    typer.echo(f"{out}: about {num_events:,} impressions; next: hstu2 run --data {out} --source kuairand")
+
+
+def log_to_terminal() -> None:
+    """Shows the log of a command that runs in this process."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
