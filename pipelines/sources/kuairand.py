@@ -18,6 +18,7 @@ from pipelines.sources.raw import (
     RawLogs,
     SideColumn,
     SideTable,
+    TimeRange,
     check_folder,
     require_columns,
 )
@@ -64,7 +65,7 @@ def plan_kuairand(data: DataConfig, features: FeaturesConfig) -> RawLogs:
     _require_side_table(users, folder, USER_PATTERN, "features.user_categories")
     _require_side_table(items, folder, VIDEO_PATTERN, "features.item_categories")
     units = tuple(unit for file in files for unit in plan_csv(file))
-    return RawLogs(files, units, layout, users, items)
+    return RawLogs(files, units, layout, TimeRange.of(data), users, items)
 
 
 def kuairand_layout(features: FeaturesConfig) -> LogLayout:

@@ -186,6 +186,7 @@ class RawLogs:
     files: tuple[RawFile, ...]
     units: tuple[WorkUnit, ...]
     layout: LogLayout
+    times: TimeRange
     users: SideTable
     items: SideTable
 

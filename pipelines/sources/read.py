@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.errors import DataError
 from features.schema import EVENTS
 from pipelines.sources.checks import check_rows
 from pipelines.sources.csv_text import LINE, line_texts, read_csv_unit
@@ -25,12 +26,19 @@ def read_unit(unit: WorkUnit, layout: LogLayout, times: TimeRange) -> RawRows:
     Every row (but a blank line of a CSV file) is either in `events` or in `quarantine`.
 
     Raises:
-        DataError: the file cannot be read at all.
+        DataError: the file cannot be read at all, or has not the rows that it had when it was planned.
     """
     pieces = list((_read_parquet if unit.file.is_parquet else _read_csv)(unit, layout, times))
     events = pl.concat(piece.events for piece in pieces)
     quarantine = pl.concat(piece.quarantine for piece in pieces)
-    return RawRows(events, quarantine, sum(piece.num_blank for piece in pieces))
+    num_blank = sum(piece.num_blank for piece in pieces)
+    num_found = len(events) + len(quarantine) + num_blank
+    if num_found != unit.num_rows:
+        raise DataError(
+            f"{unit.file.name}: {unit.num_rows} rows were counted from row {unit.first_row} on, but {num_found} were"
+            " read; did the file change meanwhile?"
+        )
+    return RawRows(events, quarantine, num_blank)
 
 
 def events_table(events: pl.DataFrame) -> pa.Table:

@@ -16,6 +16,7 @@ from pipelines.sources.raw import (
     RawLogs,
     SideColumn,
     SideTable,
+    TimeRange,
     check_folder,
     require_columns,
 )
@@ -41,7 +42,7 @@ def plan_tabular(data: DataConfig, features: FeaturesConfig, rows_per_unit: int)
         if file.is_parquet:
             check_types(file, layout)
     units = (plan_parquet(file, rows_per_unit) if file.is_parquet else plan_csv(file) for file in files)
-    return RawLogs(files, tuple(unit for pieces in units for unit in pieces), layout, users, items)
+    return RawLogs(files, tuple(unit for pieces in units for unit in pieces), layout, TimeRange.of(data), users, items)
 
 
 def tabular_layout(mapping: TabularMapping, features: FeaturesConfig) -> LogLayout:

@@ -279,3 +279,13 @@ def test_event_types_become_masks(tmp_path: Path) -> None:
     )
     assert rows.events.select("timestamp_ms", "action_mask").rows() == [(NOW_MS + 250, 0), (NOW_MS + 1000, 4)]
     assert faults(rows) == [(4, "what", "unknown action value"), (5, "what", "unknown action value")]
+
+
+def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"{HEADER}\n{GOOD}\n{GOOD}\n")
+    (unit,) = plan_csv(open_csv(path, path.name, 0))
+    path.write_text(f"{HEADER}\n{GOOD}\n")
+    message = r"^log\.csv: 2 rows were counted from row 0 on, but 1 were read; did the file change meanwhile\?"
+    with pytest.raises(DataError, match=message):
+        read_unit(unit, LAYOUT, TIMES)
