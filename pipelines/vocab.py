@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,11 @@ from features.schema import check_schema, side_table_schema
 from features.vocabulary import Vocabulary, VocabularySet, extend
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
-from pipelines.events import Unit, cut_of, plan_units, read_unit
+from pipelines.events import Unit, cut_of, plan_units
+from pipelines.key_counts import COUNTED, CountUnit
 
 _LOG = logging.getLogger(__name__)
-_COUNTED = {"user": "user_id", "item": "item_id", "surface": "surface"}
 _SIDES = ("train", "eval")
-
-
-class CountUnit(beam.DoFn):
-    """A work unit in, one small Parquet file of counts per field and side of the cut out."""
-
-    def __init__(self, cut_ms: int, directory: str) -> None:
-        self._cut_ms = cut_ms
-        self._directory = directory
-
-    def process(self, unit: Unit) -> Iterator[int]:
-        """Counts the unit's keys and yields its number of rows."""
-        events = pl.from_arrow(read_unit(unit))
-        assert isinstance(events, pl.DataFrame)
-        for field, column in _COUNTED.items():
-            counts = count_keys(events, column, self._cut_ms)
-            counts.write_parquet(Path(self._directory) / f"{unit.name}.{field}.parquet")
-        yield unit.rows
-
-
-def count_keys(events: pl.DataFrame, column: str, cut_ms: int) -> pl.DataFrame:
-    """Columns key, train, eval: how often each non-null value of `column` occurs before and after the cut."""
-    after = pl.col("timestamp_ms") >= cut_ms
-    return (
-        events.lazy()
-        .filter(pl.col(column).is_not_null())
-        .group_by(pl.col(column).cast(pl.Int64).alias("key"))
-        .agg(train=(~after).sum().cast(pl.Int64), eval=after.sum().cast(pl.Int64))
-        .collect()
-    )
 
 
 def total_counts(paths: Iterable[Path]) -> pl.DataFrame:
@@ -90,7 +61,7 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
         work = temporary / "work"
         work.mkdir()
         run_pipeline(lambda pipeline: _wire(pipeline, units, cut_ms, work=work), config)
-        counts = {field: total_counts(work.glob(f"*.{field}.parquet")) for field in _COUNTED}
+        counts = {field: total_counts(work.glob(f"*.{field}.parquet")) for field in COUNTED}
         _check_counts(counts["user"], units, events, data=data)
         for path in work.iterdir():
             path.unlink()

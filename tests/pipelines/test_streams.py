@@ -18,7 +18,7 @@ import pytest
 import yaml
 from apache_beam.testing.util import assert_that, equal_to
 
-import pipelines.streams
+import pipelines.shard_build
 from features.dataset import open_dataset
 from features.errors import DataError
 from features.files import read_json, write_json
@@ -28,7 +28,8 @@ from features.vocabulary import Vocabulary, VocabularySet, key_type
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline
 from pipelines.events import plan_units, read_unit
-from pipelines.streams import SpillUnit, build_streams
+from pipelines.shard_build import SpillUnit
+from pipelines.streams import build_streams
 
 ROOT = Path(__file__).parents[2]
 DAY_MS = 86_400_000
@@ -227,7 +228,7 @@ class _Doubles(SpillUnit):
 
 @pytest.mark.parametrize("spill_unit", [_Loses, _Doubles])
 def test_a_runner_that_loses_or_doubles_rows_publishes_nothing(build, events, monkeypatch, spill_unit):
-    monkeypatch.setattr(pipelines.streams, "SpillUnit", spill_unit)
+    monkeypatch.setattr(pipelines.shard_build, "SpillUnit", spill_unit)
     with pytest.raises(DataError, match=r"600 rows in the files, \d+ reached the shards; nothing was published"):
         build(events)
     assert not (events.parent / "streams").exists()
@@ -281,14 +282,15 @@ def test_vocabularies_without_a_field_of_the_settings_are_refused(build, events)
 _SLOW_STAGE = """
 import sys, time
 from pathlib import Path
-import pipelines.streams as stage
+import pipelines.shard_build as stage
+from pipelines.streams import build_streams
 fast = stage.describe_shard
 def slow(entry, tables, features):
     print("a shard is written", flush=True)
     time.sleep(60)
     return fast(entry, tables, features)
 stage.describe_shard = slow
-stage.build_streams(*map(Path, sys.argv[1:]))
+build_streams(*map(Path, sys.argv[1:]))
 """
 
 

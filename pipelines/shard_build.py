@@ -1,0 +1,148 @@
+"""The workers' part of the stage `streams`: work units in, finished shards and their reports on disk.
+
+It is a module of its own, apart from the stage's command, so that workers find its classes by their import path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+
+from features.config import FeaturesConfig
+from features.files import write_json
+from features.hashing import shard_of
+from features.manifest import REQUESTS_FILE, USERS_FILE, ShardEntry, file_entry, shard_name
+from features.shard import ShardEncoder, ShardTables, build_shard
+from features.side import encode_side_table
+from features.vocabulary import VocabularySet
+from pipelines.events import Unit, read_side_table, read_unit
+from pipelines.shard_report import describe_shard
+from pipelines.spill import SpillRef, read_spill, write_spill
+
+_LOG = logging.getLogger(__name__)
+
+
+class SpillUnit(beam.DoFn):
+    """A work unit in, (shard, reference) pairs out; nothing is kept between elements."""
+
+    def __init__(self, num_shards: int, directory: str) -> None:
+        self._num_shards = num_shards
+        self._directory = directory
+
+    def process(self, unit: Unit) -> Iterator[tuple[int, SpillRef]]:
+        """Reads, splits and spills."""
+        table = read_unit(unit)
+        shards = shard_of(table.column("user_id").to_numpy(), self._num_shards)
+        for ref in write_spill(table, shards, Path(self._directory), unit.name):
+            yield ref.partition, ref
+
+
+class BuildShard(beam.DoFn):
+    """(shard, references) in, the shard's finished files and its report on disk."""
+
+    def __init__(self, plan: StreamsPlan) -> None:
+        self._plan = plan
+
+    def setup(self) -> None:
+        """Loads the lookups once per worker."""
+        self._encoder = self._plan.encoder()
+
+    def process(self, element: tuple[int, Iterable[SpillRef]]) -> None:
+        """Builds and writes one shard."""
+        shard, refs = element
+        write_shard(self._plan, self._encoder, shard, events=read_spill(refs))
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamsPlan:
+    """What a worker needs to build a shard; small, so that it travels in the pipeline."""
+
+    features: FeaturesConfig
+    timezone: str
+    cut_ms: int
+    events: Path
+    vocab: Path
+    out: Path
+    num_shards: int
+
+    @property
+    def work(self) -> Path:
+        """Spill files and shard reports, removed before the dataset is published."""
+        return self.out / "work"
+
+    def report_path(self, shard: int) -> Path:
+        """Where a shard's report is once its files are whole."""
+        return self.work / f"{shard_name(shard, self.num_shards)}.json"
+
+    def encoder(self) -> ShardEncoder:
+        """Loads the vocabulary and the side tables."""
+        vocabularies, features = VocabularySet.load(self.vocab), self.features
+        items = read_side_table(self.events / "items.parquet", "item_id", features.item_categories)
+        users = read_side_table(self.events / "users.parquet", "user_id", features.user_categories)
+        return ShardEncoder(
+            features=features,
+            timezone=self.timezone,
+            cut_ms=self.cut_ms,
+            vocabularies=vocabularies,
+            items=encode_side_table(items, "item_id", features.item_categories, vocabularies),
+            users=encode_side_table(users, "user_id", features.user_categories, vocabularies),
+        )
+
+
+def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, events: pa.Table) -> None:
+    """Builds one shard and writes its two files and its report; a retried attempt writes the same bytes again."""
+    tables = build_shard(events, encoder)
+    directory = plan.out / shard_name(shard, plan.num_shards)
+    directory.mkdir(exist_ok=True)
+    for name, table in ((USERS_FILE, tables.users), (REQUESTS_FILE, tables.requests)):
+        _write_arrow(table, directory / name)
+    entry = _entry(directory, tables, plan.features)
+    report = describe_shard(entry, tables, plan.features)
+    write_json(plan.report_path(shard), report.model_dump(mode="json"))
+    _LOG.info("%s: %d events of %d users, %d requests", entry.name, entry.events, entry.users, entry.requests)
+
+
+def _write_arrow(table: pa.Table, path: Path) -> None:
+    """Renames when whole, for two attempts may run at once; syncing is up to whoever publishes the dataset."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    os.replace(temporary, path)
+
+
+def _entry(directory: Path, tables: ShardTables, features: FeaturesConfig) -> ShardEntry:
+    return ShardEntry(
+        name=directory.name,
+        files={file: file_entry(directory / file) for file in (USERS_FILE, REQUESTS_FILE)},
+        users=tables.users.num_rows,
+        requests=tables.requests.num_rows,
+        candidates=_num_values(tables.requests, "candidate.item"),
+        events=tables.num_events,
+        duplicates=tables.num_duplicates,
+        stream_events={stream: _num_values(tables.users, f"{stream}.item") for stream in features.streams},
+    )
+
+
+def _num_values(table: pa.Table, name: str) -> int:
+    return sum(len(chunk.flatten()) for chunk in table.column(name).chunks)
+
+
+def build_shards(pipeline: beam.Pipeline, units: list[Unit], plan: StreamsPlan) -> None:
+    """Adds the steps from work units to shards to a pipeline."""
+    spill = beam.ParDo(SpillUnit(plan.num_shards, str(plan.work)))
+    _ = (
+        pipeline
+        | "Units" >> beam.Create(units)
+        | "Spread" >> beam.Reshuffle()
+        | "Spill" >> spill.with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
+        | "Meet" >> beam.GroupByKey()
+        | "Build" >> beam.ParDo(BuildShard(plan))
+    )
