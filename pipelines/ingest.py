@@ -36,8 +36,8 @@ from pipelines.quarantine import (
     write_quarantine,
 )
 from pipelines.side_files import write_side_table
-from pipelines.sources.plan import plan_logs
-from pipelines.sources.raw import LogLayout, RawLogs, TimeRange, WorkUnit
+from pipelines.sources.plan import plan_logs, plan_units
+from pipelines.sources.raw import LogLayout, RawFile, TimeRange, WorkUnit
 from pipelines.sources.read import events_table, read_unit
 from pipelines.spill import SpillRef, write_spill
 
@@ -89,8 +89,9 @@ def ingest(params: Path, events: Path, quarantine: Path) -> None:
     """
     data, features = DataConfig.load(params), FeaturesConfig.load(params)
     config = PipelinesConfig.load(params)
-    logs = plan_logs(data, features, config.rows_per_unit)
-    num_rows = sum(unit.num_rows for unit in logs.units)
+    logs = plan_logs(data, features)
+    units = tuple(unit for file in logs.files for unit in plan_units(file, config.rows_per_unit))
+    num_rows = sum(unit.num_rows for unit in units)
     if not num_rows:
         raise DataError(f"{data.path}: no row in {len(logs.files)} file(s), only headers")
     _LOG.info("%s: %s rows in %d files", data.path, f"{num_rows:,}", len(logs.files))
@@ -101,11 +102,12 @@ def ingest(params: Path, events: Path, quarantine: Path) -> None:
             *write_side_table(logs.users, out / "users.parquet", work),
             *write_side_table(logs.items, out / "items.parquet", work),
         ]
-        read = Phase("rows read", num_rows, lambda: _rows_read(work, logs.units))
+        read = Phase("rows read", num_rows, lambda: _rows_read(work, units))
         written = Phase("rows written", num_rows, lambda: sum(count_rows(out).values()))
         with log_progress(read, written):
-            run_pipeline(lambda pipeline: _wire(pipeline, logs, data, work=work, out=out), config)
-        accounts = _collect(work, logs)
+            reader = ReadUnit(logs.layout, logs.times, data.timezone, work=work)
+            run_pipeline(lambda pipeline: _wire(pipeline, reader, units, out), config)
+        accounts = _collect(work, logs.files, units)
         for account in (*accounts, *side_accounts):
             check_ratio(account, data.max_quarantine_ratio)
         days = count_rows(out)
@@ -117,11 +119,10 @@ def ingest(params: Path, events: Path, quarantine: Path) -> None:
     _LOG.info("kept %s events of %d days, quarantined %s rows", f"{kept:,}", len(days), f"{bad:,}")
 
 
-def _wire(pipeline: beam.Pipeline, logs: RawLogs, data: DataConfig, *, work: Path, out: Path) -> None:
-    read = ReadUnit(logs.layout, logs.times, data.timezone, work=work)
+def _wire(pipeline: beam.Pipeline, read: ReadUnit, units: tuple[WorkUnit, ...], out: Path) -> None:
     _ = (
         pipeline
-        | "Units" >> beam.Create(logs.units)
+        | "Units" >> beam.Create(units)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(read).with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
         | "Meet" >> beam.GroupByKey()
@@ -137,14 +138,14 @@ def _rows_read(work: Path, units: tuple[WorkUnit, ...]) -> int:
     return sum(unit.num_rows for unit in units if _account_path(work, unit).exists())
 
 
-def _collect(work: Path, logs: RawLogs) -> list[Account]:
+def _collect(work: Path, files: tuple[RawFile, ...], units: tuple[WorkUnit, ...]) -> list[Account]:
     """One account per log file.
 
     Raises:
         DataError: a piece was not read.
     """
-    pieces: dict[str, list[Account]] = {file.name: [] for file in logs.files}
-    for unit in logs.units:
+    pieces: dict[str, list[Account]] = {file.name: [] for file in files}
+    for unit in units:
         pieces[unit.file.name].append(Account.model_validate(read_json(_account_path(work, unit))))
     return [add_accounts(name, accounts) for name, accounts in pieces.items()]
 

@@ -69,7 +69,7 @@ def open_csv(path: Path, name: str, rank: int) -> RawFile:
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise DataError(f"{name}: column '{twice[0]}' is in the header twice{header_hint(columns)}")
-    return RawFile(os.fspath(path), name, rank, columns)
+    return RawFile(os.fspath(path.absolute()), name, rank, columns)
 
 
 def plan_csv(file: RawFile) -> Iterator[WorkUnit]:

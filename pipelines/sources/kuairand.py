@@ -11,7 +11,7 @@ from pathlib import Path
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
-from pipelines.sources.csv_text import open_csv, plan_csv
+from pipelines.sources.csv_text import open_csv
 from pipelines.sources.raw import (
     LogLayout,
     RawFile,
@@ -39,7 +39,7 @@ ITEM_CATEGORIES = {
 
 
 def plan_kuairand(data: DataConfig, features: FeaturesConfig) -> RawLogs:
-    """Finds and plans a KuaiRand log in data.path or its folder `data`; any words may follow the files' usual names.
+    """Finds a KuaiRand log in data.path or its folder `data`; any words may follow the files' usual names.
 
     Raises:
         DataError: no log is there, or a file lacks a column that the configuration needs.
@@ -64,8 +64,7 @@ def plan_kuairand(data: DataConfig, features: FeaturesConfig) -> RawLogs:
     )
     _require_side_table(users, folder, USER_PATTERN, "features.user_categories")
     _require_side_table(items, folder, VIDEO_PATTERN, "features.item_categories")
-    units = tuple(unit for file in files for unit in plan_csv(file))
-    return RawLogs(files, units, layout, TimeRange.of(data), users, items)
+    return RawLogs(files, layout, TimeRange.of(data), users, items)
 
 
 def kuairand_layout(features: FeaturesConfig) -> LogLayout:

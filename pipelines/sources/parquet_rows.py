@@ -22,7 +22,7 @@ def open_parquet(path: Path, name: str, rank: int) -> RawFile:
     Raises:
         DataError: the file has no readable footer: it is half-written or not Parquet.
     """
-    return RawFile(os.fspath(path), name, rank, tuple(_schema(path, name).names))
+    return RawFile(os.fspath(path.absolute()), name, rank, tuple(_schema(path, name).names))
 
 
 def plan_parquet(file: RawFile, rows_per_unit: int) -> Iterator[WorkUnit]:

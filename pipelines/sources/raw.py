@@ -181,10 +181,9 @@ class SideTable:
 
 @dataclass(frozen=True)
 class RawLogs:
-    """A planned log: its files and their pieces in order, how to read them, and the static features beside them."""
+    """A log that was found: its files in order, how to read them, and the static features beside them."""
 
     files: tuple[RawFile, ...]
-    units: tuple[WorkUnit, ...]
     layout: LogLayout
     times: TimeRange
     users: SideTable

@@ -7,8 +7,8 @@ from pathlib import Path
 from features.config import DataConfig, FeaturesConfig, TabularMapping
 from features.config import SideTable as SideTableConfig
 from features.errors import DataError
-from pipelines.sources.csv_text import open_csv, plan_csv
-from pipelines.sources.parquet_rows import check_types, open_parquet, plan_parquet
+from pipelines.sources.csv_text import open_csv
+from pipelines.sources.parquet_rows import check_types, open_parquet
 from pipelines.sources.raw import (
     EventTypes,
     LogLayout,
@@ -22,8 +22,8 @@ from pipelines.sources.raw import (
 )
 
 
-def plan_tabular(data: DataConfig, features: FeaturesConfig, rows_per_unit: int) -> RawLogs:
-    """Finds and plans the files that match data.tabular.pattern below data.path, sorted by their path.
+def plan_tabular(data: DataConfig, features: FeaturesConfig) -> RawLogs:
+    """Finds the files that match data.tabular.pattern below data.path, sorted by their path.
 
     Raises:
         DataError: no file matches, a mapped column is missing or has a type that its use cannot have, or the mapping
@@ -41,8 +41,7 @@ def plan_tabular(data: DataConfig, features: FeaturesConfig, rows_per_unit: int)
         require_columns(file, layout.columns, "data.tabular maps it")
         if file.is_parquet:
             check_types(file, layout)
-    units = (plan_parquet(file, rows_per_unit) if file.is_parquet else plan_csv(file) for file in files)
-    return RawLogs(files, tuple(unit for pieces in units for unit in pieces), layout, TimeRange.of(data), users, items)
+    return RawLogs(files, layout, TimeRange.of(data), users, items)
 
 
 def tabular_layout(mapping: TabularMapping, features: FeaturesConfig) -> LogLayout:

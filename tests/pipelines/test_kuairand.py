@@ -11,6 +11,7 @@ import pytest
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
 from pipelines.sources.kuairand import ITEM_CATEGORIES, plan_kuairand
+from pipelines.sources.plan import plan_units
 from pipelines.sources.raw import RANK_SHIFT, RawLogs, SideTable, TimeRange
 from pipelines.sources.read import read_unit
 from pipelines.sources.side_tables import read_side_table
@@ -28,7 +29,9 @@ def plan(params: Path) -> RawLogs:
 
 def read_all(params: Path) -> pl.DataFrame:
     logs, times = plan(params), TimeRange.of(DataConfig.load(params))
-    return pl.concat(read_unit(unit, logs.layout, times).events for unit in logs.units)
+    return pl.concat(
+        read_unit(unit, logs.layout, times).events for file in logs.files for unit in plan_units(file, 1000)
+    )
 
 
 def side_rows(table: SideTable) -> pl.DataFrame:

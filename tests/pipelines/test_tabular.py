@@ -14,6 +14,7 @@ import pytest
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
+from pipelines.sources.plan import plan_units
 from pipelines.sources.raw import RANK_SHIFT, RawLogs, RawRows, TimeRange
 from pipelines.sources.read import read_unit
 from pipelines.sources.side_tables import read_side_table
@@ -46,13 +47,13 @@ def raw(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(params: Path, rows_per_unit: int = 1000) -> RawLogs:
-    return plan_tabular(DataConfig.load(params), FeaturesConfig.load(params), rows_per_unit)
+def plan(params: Path) -> RawLogs:
+    return plan_tabular(DataConfig.load(params), FeaturesConfig.load(params))
 
 
 def read_all(params: Path, rows_per_unit: int = 1000) -> RawRows:
-    logs, times = plan(params, rows_per_unit), TimeRange.of(DataConfig.load(params))
-    pieces = [read_unit(unit, logs.layout, times) for unit in logs.units]
+    logs, times = plan(params), TimeRange.of(DataConfig.load(params))
+    pieces = [read_unit(unit, logs.layout, times) for file in logs.files for unit in plan_units(file, rows_per_unit)]
     return RawRows(pl.concat(p.events for p in pieces), pl.concat(p.quarantine for p in pieces), 0)
 
 
@@ -106,7 +107,7 @@ def test_parquet_row_groups_make_units(raw: Path, params: Callable[..., Path], r
     frame = pl.DataFrame({"uid": range(20), "iid": range(20), "at": [FIRST_S] * 20, "liked": [True, False] * 10})
     frame.write_parquet(raw / "log.parquet", row_group_size=3)
     mapped = params(pattern="*.parquet")
-    units = plan(mapped, rows_per_unit).units
+    units = list(plan_units(plan(mapped).files[0], rows_per_unit))
     assert sum(unit.num_rows for unit in units) == 20
     assert all(unit.num_rows >= rows_per_unit for unit in units[:-1])
     events = read_all(mapped, rows_per_unit).events
