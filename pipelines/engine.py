@@ -21,7 +21,8 @@ LOCAL = "local"
 # A runner may carry an error as the text of its traceback, which ends with the error and the step that raised it.
 _DATA_ERROR = f"{DataError.__module__}.{DataError.__qualname__}"
 _STEP = re.compile(r" \[while running '[^\n]*\s*\Z")
-_NOISY_LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")
+# A job service's messages come through the root logger.
+_NOISY_LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker", None)
 
 
 def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig) -> None:
@@ -44,13 +45,20 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig
 
 def run_stage(stage: Callable[[], None]) -> None:
     """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
-    # Importing Beam sets up the root logger, hence force.
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    log_to_stderr()
     try:
         stage()
     except DataError as error:
         sys.exit(f"error: {error}")
+
+
+def log_to_stderr() -> None:
+    """Sets up logging for a command: what this project has to tell, and of Beam only warnings."""
+    # Importing Beam sets up the root logger, hence force.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_NotADataError())
 
 
 def data_error_text(error: BaseException) -> str | None:
@@ -102,4 +110,6 @@ def _quiet_data_errors() -> Iterator[None]:
 
 class _NotADataError(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.module == "portable_runner" and record.levelno < logging.WARNING:
+            return False  # what the job service does to start workers
         return _DATA_ERROR not in logging.Formatter().format(record)

@@ -47,7 +47,7 @@ def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= rows_per_unit or group == metadata.num_row_groups - 1:
-            units.append(Unit(str(path), f"{stem}-{first:05d}", first, group + 1, rows))
+            units.append(Unit(str(path.absolute()), f"{stem}-{first:05d}", first, group + 1, rows))
             first, rows = group + 1, 0
     return units
 
