@@ -12,6 +12,7 @@ from features.spec import FeatureSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Window = Annotated[int, Field(ge=0)]
+Kind = Literal["ultra_hstu", "hstu", "transformer", "sasrec", "din", "stca"]
 
 
 class StreamConfig(Closed):
@@ -65,8 +66,12 @@ class HeadsConfig(Closed):
 
 
 class ModelConfig(Section):
-    """An HSTU 2.0 ranker.
+    """A ranker: HSTU 2.0, or a baseline that differs in its sequence encoders alone.
 
+    kind: the sequence encoder, see model.transducer and model.baselines. Of a stream all kinds read max_length and
+    num_layers; the windows, the pyramid and global_axis are ultra_hstu's, impl and gemm its and hstu's.
+    action_encoding: what a history token tells of its actions: which they were and how intense (`heterogeneous`), which
+    alone (`type`), or neither (`none`).
     dim: D, width of every token.
     num_heads, qk_dim, v_dim: attention heads and the dimensions of each.
     dropout: probability, on the output of each layer and in the heads.
@@ -81,6 +86,8 @@ class ModelConfig(Section):
 
     section: ClassVar[str] = "model"
 
+    kind: Kind
+    action_encoding: Literal["heterogeneous", "type", "none"]
     dim: Annotated[int, Field(ge=4, multiple_of=4)]
     num_heads: Positive
     qk_dim: Positive

@@ -1,6 +1,7 @@
 """Turns the codes of a batch into tokens: every token is the sum of the rows of everything known about it.
 
     history token      item fields + actions + intensity + contexts + position + age at request
+    of kind hstu two   actions + intensity + position + age, then item fields + contexts + position + age
     candidate          item fields + contexts                    never an action: its actions are the labels
     contextual token   the user fields of one configured group
 
@@ -78,11 +79,24 @@ class TokenEmbeddings(nn.Module):
     position_edges: Tensor
     age_edges: Tensor
 
-    def __init__(self, config: ModelConfig, spec: FeatureSpec, *, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: FeatureSpec, *, device: torch.device, tables: EmbeddingTables | None = None
+    ) -> None:
+        """Lays the tables out.
+
+        Args:
+            config: the model.
+            spec: of the dataset.
+            device: where the tables live.
+            tables: those of `table_fields` to look up in, of a served model; new ones to be trained unless given.
+        """
         super().__init__()
         self.streams = {name: spec.streams.index(name) for name in config.streams}
         self.group_sizes = [len(group) for group in config.contextual]
-        self.tables = EmbeddingTables(table_fields(config, spec), config.dim, device=device)
+        self.has_actions = config.action_encoding != "none"
+        self.has_intensity = config.action_encoding == "heterogeneous"
+        self.tokens_per_event = tokens_per_event(config)
+        self.tables = tables or EmbeddingTables(table_fields(config, spec), config.dim, device=device)
 
         def rows_of(names: list[str]) -> FieldRows:
             return FieldRows(self.tables, names, device=device)
@@ -94,7 +108,8 @@ class TokenEmbeddings(nn.Module):
         self.item_rows = rows_of([f"item.{field.name}" for field in spec.item_fields])
         self.token_rows = rows_of([f"context.{field.name}" for field in spec.token_contexts])
         self.candidate_rows = rows_of([f"context.{field.name}" for field in spec.candidate_contexts])
-        self.intensity_rows = nn.ModuleDict({name: rows_of([f"{name}.intensity"]) for name in self.streams})
+        with_intensity = self.streams if self.has_intensity else ()
+        self.intensity_rows = nn.ModuleDict({name: rows_of([f"{name}.intensity"]) for name in with_intensity})
         self.register_buffer("bit_A", torch.arange(len(spec.actions), device=device), persistent=False)
         self.register_buffer("position_edges", torch.tensor(POSITION_EDGES, device=device), persistent=False)
         self.register_buffer("age_edges", torch.tensor(AGE_EDGES_MS, device=device), persistent=False)
@@ -113,28 +128,37 @@ class TokenEmbeddings(nn.Module):
         return EmbeddedTokens(
             contextual=JaggedTokens(contextual, requests_B1 * len(self.group_sizes)),
             histories={
-                name: JaggedTokens(values_TD, stream.offsets_B1)
+                name: JaggedTokens(values_TD, stream.offsets_B1 * self.tokens_per_event)
                 for (name, stream), values_TD in zip(streams.items(), histories, strict=True)
             },
             candidates=JaggedTokens(scored, candidates.offsets_B1),
         )
 
     def _history_rows(self, name: str, stream: UIHStream, request_ms_B: Tensor) -> Tensor:
-        """(T, F) rows of a stream's history tokens, -1 where a code adds nothing."""
+        """(T, F) rows of a stream's history tokens, -1 where a code adds nothing; (2T, F) with two tokens an event."""
         first_row = self.tables.first_row
         total = stream.items_TF.shape[0]
-        has_action_TA = (stream.action_mask_T[:, None] >> self.bit_A) & 1 == 1
         request_ms_T = request_ms_B.repeat_interleave(stream.offsets_B1.diff(), output_size=total)
         position_T = torch.bucketize(position_of_rows(stream.offsets_B1, total), self.position_edges, right=True)
         age_T = torch.bucketize(request_ms_T - stream.timestamp_ms_T, self.age_edges, right=True)
-        parts = [
-            self.item_rows(stream.items_TF),
-            torch.where(has_action_TA, self.bit_A + first_row[f"{name}.action"], -1),
-            self.intensity_rows[name](stream.intensity_T[:, None]),
-            self.token_rows(stream.contexts_TX),
-            (position_T + first_row[f"{name}.position"])[:, None],
-            (age_T + first_row[f"{name}.age"])[:, None],
-        ]
+        item_TF = torch.cat([self.item_rows(stream.items_TF), self.token_rows(stream.contexts_TX)], dim=1)
+        action_TF = self._action_rows(name, stream)
+        time_TF = torch.stack([position_T + first_row[f"{name}.position"], age_T + first_row[f"{name}.age"]], dim=1)
+        if self.tokens_per_event == 1:
+            return torch.cat([item_TF, action_TF, time_TF], dim=1)
+        # Newest first: what was done comes after the item it was done to, so it lies before it here.
+        of_action = torch.cat([torch.full_like(item_TF, -1), action_TF, time_TF], dim=1)
+        of_item = torch.cat([item_TF, torch.full_like(action_TF, -1), time_TF], dim=1)
+        return torch.stack([of_action, of_item], dim=1).flatten(0, 1)
+
+    def _action_rows(self, name: str, stream: UIHStream) -> Tensor:
+        """(T, F) rows of what was done, as much of it as the action encoding tells."""
+        parts = [stream.items_TF.new_empty((stream.items_TF.shape[0], 0), dtype=torch.int64)]
+        if self.has_actions:
+            has_action_TA = (stream.action_mask_T[:, None] >> self.bit_A) & 1 == 1
+            parts.append(torch.where(has_action_TA, self.bit_A + self.tables.first_row[f"{name}.action"], -1))
+        if self.has_intensity:
+            parts.append(self.intensity_rows[name](stream.intensity_T[:, None]))
         return torch.cat(parts, dim=1)
 
     def _lookup(self, rows: list[Tensor]) -> tuple[Tensor, ...]:
@@ -146,6 +170,11 @@ class TokenEmbeddings(nn.Module):
         rows_L = torch.cat([rows_NF[present_NF] for rows_NF, present_NF in zip(rows, present, strict=True)])
         values_ND = self.tables(rows_L, lengths_to_offsets(torch.cat(lengths)))
         return values_ND.split([part.numel() for part in lengths])
+
+
+def tokens_per_event(config: ModelConfig) -> int:
+    """History tokens of one event: HSTU keeps what was done in a token of its own beside the item's."""
+    return 2 if config.kind == "hstu" else 1
 
 
 def table_fields(config: ModelConfig, spec: FeatureSpec) -> tuple[CategoricalField, ...]:
@@ -161,8 +190,10 @@ def table_fields(config: ModelConfig, spec: FeatureSpec) -> tuple[CategoricalFie
     sizes |= {f"user.{field.name}": field.size for field in spec.user_fields if field.name in members}
     sizes |= {f"context.{name}": size for name, size in contexts.items()}
     for stream in config.streams:
-        sizes[f"{stream}.action"] = len(spec.actions)
-        sizes[f"{stream}.intensity"] = spec.intensity_size
+        if config.action_encoding != "none":
+            sizes[f"{stream}.action"] = len(spec.actions)
+        if config.action_encoding == "heterogeneous":
+            sizes[f"{stream}.intensity"] = spec.intensity_size
         sizes[f"{stream}.position"] = len(POSITION_EDGES) + 1
         sizes[f"{stream}.age"] = len(AGE_EDGES_MS) + 1
     return tuple(CategoricalField(name=name, size=size) for name, size in sizes.items())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from features.errors import DataError
 from features.spec import FeatureSpec
+from model.baselines.attention import ResidualStack
 from model.batch import Batch
 from model.config import ModelConfig
 from model.embeddings import TokenEmbeddings
@@ -102,7 +103,7 @@ def initialise(ranker: Ranker) -> None:
     |---|---|
     | embedding tables | normal, std 0.02: about one step of their row-wise Adagrad; row 0 of a field is never read |
     | linear layers | Xavier normal |
-    | output projection of a layer | Xavier normal / sqrt(2 x the stream's layers): depth must not drown the tokens |
+    | output projection of a residual branch | Xavier normal / sqrt(2 x the stream's): depth must not drown the tokens |
     | heads' output weights | normal, std 0.02, so that a first prediction is its bias: the base rate |
     | biases | 0 |
     | layer norms | 1 and 0 |
@@ -115,7 +116,7 @@ def initialise(ranker: Ranker) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for stack in ranker.modules():
-        if isinstance(stack, STUStack):
+        if isinstance(stack, STUStack | ResidualStack):
             for layer in stack.layers:
                 layer.get_parameter("output.weight").mul_((2 * len(stack.layers)) ** -0.5)
     nn.init.normal_(ranker.heads.weight, std=0.02)

@@ -1,4 +1,8 @@
-"""Transducers: one per stream makes a vector per candidate from its history; a mixture joins the streams."""
+"""Transducers: one per stream makes a vector per candidate from its history; a mixture joins the streams.
+
+Of kind hstu a stream is the public HSTU: two tokens an event, full causal attention in every layer, no truncation. Its
+layer is the one of `model.stu`, so that kinds differ in what the paper changes and not in details of a layer.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels import concat_jagged
+from model.baselines.encoders import ENCODERS
 from model.config import ModelConfig, StreamConfig
-from model.embeddings import EmbeddedTokens, JaggedTokens
+from model.embeddings import EmbeddedTokens, JaggedTokens, tokens_per_event
 from model.sequence import TokenSequence
 from model.stu import STUStack
 
@@ -44,13 +49,28 @@ class HSTUTransducer(nn.Module):
         return self.norm(sequence.candidates())
 
 
+def make_encoder(config: ModelConfig, stream: StreamConfig) -> nn.Module:
+    """The sequence encoder of a stream: forward(contextual, history, candidates) gives (C, D)."""
+    if config.kind == "ultra_hstu":
+        return HSTUTransducer(config, stream)
+    if config.kind == "hstu":
+        return HSTUTransducer(config.model_copy(update={"global_axis": "queries"}), full_causal(config, stream))
+    return ENCODERS[config.kind](config, stream)
+
+
+def full_causal(config: ModelConfig, stream: StreamConfig) -> StreamConfig:
+    """The stream without windows and truncation, its lengths in tokens."""
+    length = stream.max_length * tokens_per_event(config)
+    return stream.model_copy(update={"max_length": length, "local_window": length, "global_window": 0, "pyramid": ()})
+
+
 class MixtureOfTransducers(nn.Module):
     """A transducer per configured stream; their vectors of a candidate are concatenated and projected."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.transducers = nn.ModuleDict(
-            {name: HSTUTransducer(config, stream) for name, stream in config.streams.items()}
+            {name: make_encoder(config, stream) for name, stream in config.streams.items()}
         )
         self.projection = nn.Linear(len(config.streams) * config.dim, config.dim)
 

@@ -38,6 +38,8 @@ def make_config() -> Callable[..., ModelConfig]:
     def make(**changes: object) -> ModelConfig:
         stream = {"num_layers": 2, "local_window": 3, "global_window": 2}
         settings = {
+            "kind": "ultra_hstu",
+            "action_encoding": "heterogeneous",
             "dim": 16,
             "num_heads": 2,
             "qk_dim": 8,
