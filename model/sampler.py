@@ -90,3 +90,18 @@ class EpochSampler:
         self.position += 1
         if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
+
+
+def history_lengths(dataset: StreamsDataset, index: RequestIndex) -> np.ndarray:
+    """(R, S) int32, history events of each request in each stream, before any maximum."""
+    streams = dataset.manifest.spec.streams
+    length_RS = np.empty((index.num_requests, len(streams)), np.int32)
+    for number, shard in enumerate(dataset.shards):
+        chosen = np.flatnonzero(index.shard_R == number)
+        row = index.row_R[chosen]
+        user_row = shard.requests.column("user_row")[row]
+        for stream, name in enumerate(streams):
+            offsets = shard.users.list(f"{name}.item").offsets
+            start = shard.requests.column(f"{name}_start")[row]
+            length_RS[chosen, stream] = offsets[user_row + 1] - offsets[user_row] - start
+    return length_RS

@@ -14,6 +14,25 @@ Count = Annotated[int, Field(ge=1)]
 Group = Literal["consumption", "engagement"]
 
 
+class SamplingConfig(Closed):
+    """Stochastic length, see model.stochastic_length and model.lbsl; off in evaluation.
+
+    kind: `none` keeps whole histories, `sl` cuts by a coin per request, `lbsl` to the same load on every rank.
+    alpha: of stochastic length; 2 cuts nothing.
+    gamma: a history of n events costs n^gamma.
+    warmup_steps: steps of plain SL that LBSL starts with, to learn its target load.
+    recalibrate_every: steps between two new targets.
+    exact_fill: spend what whole histories leave of a rank's load on a part of one.
+    """
+
+    kind: Literal["none", "sl", "lbsl"]
+    alpha: Annotated[float, Field(gt=1, le=2)]
+    gamma: Annotated[float, Field(ge=1, le=2)]
+    warmup_steps: Count
+    recalibrate_every: Count
+    exact_fill: bool
+
+
 class TrainConfig(Section):
     """How the ranker is fitted.
 
@@ -37,6 +56,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
     max_gradient_norm: Positive
+    sampling: SamplingConfig
     checkpoint_every_steps: Count
     log_every_steps: Count
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from model.sampler import EpochSampler, epoch_order, index_requests
+from model.sampler import EpochSampler, epoch_order, history_lengths, index_requests
 
 counts = st.integers(0, 60)
 
@@ -68,3 +68,21 @@ def test_repeated_request_id_is_refused(tmp_path, make_content, write_dataset):
     dataset = write_dataset(tmp_path / "streams", content, 2)
     with pytest.raises(DataError, match=f"request_id {content.requests[0]['request_id']} is there twice"):
         index_requests(dataset, content.requests[0]["split"])
+
+
+def test_history_lengths_count_what_is_older_than_the_request(tmp_path, make_content, write_dataset):
+    content = make_content(seed=1)
+    dataset = write_dataset(tmp_path / "streams", content, 3)
+    expected = {
+        request["request_id"]: [
+            len(content.users[request["user_row"]][stream]) - request[f"{stream}_start"]
+            for stream in ("consumption", "interaction")
+        ]
+        for request in content.requests
+    }
+    index = index_requests(dataset, 0)
+    ids = [
+        int(dataset.shards[shard].requests.column("request_id")[row])
+        for shard, row in zip(index.shard_R, index.row_R, strict=True)
+    ]
+    assert history_lengths(dataset, index).tolist() == [expected[request_id] for request_id in ids]
