@@ -1,6 +1,6 @@
 """The two backward kernels. No atomics, so a gradient is the same on every run.
 
-dq walks the forward's key blocks. dk and dv take a tile of keys and visit up to three runs of query blocks:
+dq walks the forward's items and key blocks. dk and dv take a tile of keys and visit up to three runs of query blocks:
 
     queries   0 ---- A ----)          [---- B ----)           [---- D ----) length
               contextual and          those whose band        candidates
@@ -14,59 +14,81 @@ Keys that all see (contextual; the newest K2 with the "keys" axis) take A to the
 import triton
 import triton.language as tl
 
-from kernels.hstu.forward import key_blocks
-from kernels.hstu.rows import load_block, one_kind, silu_and_slope, store_block, visible_intervals
+from kernels.hstu.forward import block_key, key_blocks, seen_keys, whole_blocks
+from kernels.hstu.plan_kernels import ITEM_FIELDS
+from kernels.hstu.rows import (
+    load_item,
+    load_rows,
+    one_kind,
+    silu_and_slope,
+    store_part,
+    store_rows,
+    visible_intervals,
+)
+
+
+@triton.jit
+def add_dq_block(
+    acc, q, do, k_source, v_source, key, start, length, head, stride_kt, stride_kh, stride_vt, stride_vh,
+    prefix, begin, end, half_alpha, MASKED: tl.constexpr,
+    A: tl.constexpr, V: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    FAST_TANH: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """acc + (SiLU' * do v^T) k over one block of keys."""
+    base = tl.maximum(tl.minimum(key, length - BLOCK_N), 0) if MASKED else key
+    k = load_rows(k_source, start, base, length, head, stride_kt, stride_kh, BLOCK_N, A, BLOCK_A, TMA)
+    v = load_rows(v_source, start, base, length, head, stride_vt, stride_vh, BLOCK_N, V, BLOCK_V, TMA)
+    _, slope = silu_and_slope(tl.dot(q, tl.trans(k), input_precision=PRECISION) * half_alpha, FAST_TANH)
+    ds = (tl.dot(do, tl.trans(v), input_precision=PRECISION) * slope).to(q.dtype)
+    if MASKED:
+        ds = tl.where(seen_keys(key, base, prefix, begin, end, BLOCK_N), ds, 0.0)
+    return tl.dot(ds, k, acc, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["num_contextual", "local_window", "global_window"])
 def hstu_attention_dq_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr,  # (T, H, A), (T, H, A), (T, H, V), (T, H, V), (T, H, A)
-    offsets_ptr, candidates_ptr, tiles_ptr,  # (B + 1,), (B,), (tiles, 2) request and first row
+    q_source, k_source, v_source, do_source, dq_ptr, parts_ptr,  # (T, H, A) and (T, H, V), fp32 slots
+    items_ptr, counts_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh, stride_dt, stride_dh,
-    num_contextual, local_window, global_window, half_alpha, dq_scale,
+    num_contextual, local_window, global_window, half_alpha, scale,
     H: tl.constexpr, A: tl.constexpr, V: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr,
-    GLOBAL_KEYS: tl.constexpr, FAST_TANH: tl.constexpr, PRECISION: tl.constexpr,
+    GLOBAL_KEYS: tl.constexpr, FAST_TANH: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq = dq_scale (SiLU' * M * do v^T) k of one tile of queries; dq_scale = alpha scale."""
-    tile = tl.program_id(0) // H
-    head = (tl.program_id(0) % H).to(tl.int64)
-    request = tl.load(tiles_ptr + 2 * tile)
-    if request < 0:
+    """dq = scale (SiLU' * M * do v^T) k of one item; unscaled to its slot when the item is a part."""
+    start, length, history_end, first, end_row, lo, hi, slot, q_start, head = load_item(
+        items_ptr, counts_ptr, H, ITEM_FIELDS
+    )
+    if start < 0:
         return
-    first = tl.load(tiles_ptr + 2 * tile + 1)
-    start = tl.load(offsets_ptr + request)
-    length = (tl.load(offsets_ptr + request + 1) - start).to(tl.int32)
-    history_end = length - tl.load(candidates_ptr + request).to(tl.int32)
-    last = tl.minimum(first + BLOCK_M, length) - 1
-    q_ptr += start * stride_qt + head * stride_qh
-    k_ptr += start * stride_kt + head * stride_kh
-    v_ptr += start * stride_vt + head * stride_vh
-    do_ptr += start * stride_ot + head * stride_oh
-    dq_ptr += start * stride_dt + head * stride_dh
-
     num_a, begin_b, num_b, whole_prefix, whole_begin, whole_end = key_blocks(
-        first, last, num_contextual, history_end, local_window, global_window, GLOBAL_KEYS, BLOCK_N
+        first, end_row - 1, lo, hi, num_contextual, history_end, local_window, global_window, GLOBAL_KEYS, BLOCK_N
     )
     prefix, begin, end = visible_intervals(
         first + tl.arange(0, BLOCK_M), num_contextual, history_end, local_window, global_window, GLOBAL_KEYS
     )
-    q = load_block(q_ptr, first, stride_qt, length, BLOCK_M, A, BLOCK_A)
-    do = load_block(do_ptr, first, stride_ot, length, BLOCK_M, V, BLOCK_V)
+    prefix, end = tl.minimum(prefix, hi), tl.minimum(end, hi)
+    q = load_rows(q_source, q_start, first, end_row, head, stride_qt, stride_qh, BLOCK_M, A, BLOCK_A, TMA)
+    do = load_rows(do_source, q_start, first, end_row, head, stride_ot, stride_oh, BLOCK_M, V, BLOCK_V, TMA)
     acc = tl.zeros((BLOCK_M, BLOCK_A), tl.float32)
-    for block in tl.range(0, num_a + num_b, num_stages=STAGES):
-        key = tl.where(block < num_a, block * BLOCK_N, begin_b + (block - num_a) * BLOCK_N)
-        k = load_block(k_ptr, key, stride_kt, length, BLOCK_N, A, BLOCK_A)
-        v = load_block(v_ptr, key, stride_vt, length, BLOCK_N, V, BLOCK_V)
-        _, slope = silu_and_slope(tl.dot(q, tl.trans(k), input_precision=PRECISION) * half_alpha, FAST_TANH)
-        ds = (tl.dot(do, tl.trans(v), input_precision=PRECISION) * slope).to(q.dtype)
-        whole = (key + BLOCK_N <= whole_prefix) | ((key >= whole_begin) & (key + BLOCK_N <= whole_end))
-        if not whole:
-            keys = (key + tl.arange(0, BLOCK_N))[None, :]
-            seen = (keys < prefix[:, None]) | ((keys >= begin[:, None]) & (keys < end[:, None]))
-            ds = tl.where(seen, ds, 0.0)
-        acc = tl.dot(ds, k, acc, input_precision=PRECISION)
-    store_block(dq_ptr, acc * dq_scale, first, stride_dt, length, BLOCK_M, A, BLOCK_A)
+    whole_0, whole_1 = whole_blocks(num_a, lo, begin_b, num_b, whole_prefix, whole_begin, whole_end, BLOCK_N)
+    for block in tl.range(whole_0, whole_1, num_stages=STAGES):
+        key = block_key(block, num_a, lo, begin_b, BLOCK_N)
+        acc = add_dq_block(
+            acc, q, do, k_source, v_source, key, start, length, head, stride_kt, stride_kh, stride_vt, stride_vh,
+            prefix, begin, end, half_alpha, False, A, V, BLOCK_A, BLOCK_V, BLOCK_N, FAST_TANH, PRECISION, TMA,
+        )  # fmt: skip
+    for rest in tl.range(0, num_a + num_b - (whole_1 - whole_0), num_stages=STAGES):
+        block = tl.where(rest < whole_0, rest, rest + whole_1 - whole_0)
+        key = block_key(block, num_a, lo, begin_b, BLOCK_N)
+        acc = add_dq_block(
+            acc, q, do, k_source, v_source, key, start, length, head, stride_kt, stride_kh, stride_vt, stride_vh,
+            prefix, begin, end, half_alpha, True, A, V, BLOCK_A, BLOCK_V, BLOCK_N, FAST_TANH, PRECISION, TMA,
+        )  # fmt: skip
+    if slot < 0:
+        store_rows(dq_ptr, acc * scale, q_start, first, end_row, head, stride_dt, stride_dh, BLOCK_M, A, BLOCK_A)
+    else:
+        store_part(parts_ptr, acc, slot, head, H, BLOCK_M, BLOCK_A)
 
 
 @triton.jit
@@ -93,36 +115,25 @@ def query_blocks(
 
 @triton.jit(do_not_specialize=["num_contextual", "local_window", "global_window"])
 def hstu_attention_dkdv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr,  # (T, H, A) for q, k, dk and (T, H, V) for v, do, dv
-    offsets_ptr, candidates_ptr, tiles_ptr,  # (B + 1,), (B,), (tiles, 2) request and first row
+    q_source, k_source, v_source, do_source, dk_ptr, dv_ptr,  # (T, H, A) for q, k, dk and (T, H, V) for v, do, dv
+    items_ptr, counts_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
     stride_dkt, stride_dkh, stride_dvt, stride_dvh,
     num_contextual, local_window, global_window, half_alpha, dk_scale, dv_scale,
     H: tl.constexpr, A: tl.constexpr, V: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr,
-    GLOBAL_KEYS: tl.constexpr, FAST_TANH: tl.constexpr, PRECISION: tl.constexpr,
+    GLOBAL_KEYS: tl.constexpr, FAST_TANH: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk = dk_scale (SiLU' * M * do v^T)^T q and dv = dv_scale (SiLU * M)^T do of one tile of keys."""
-    tile = tl.program_id(0) // H
-    head = (tl.program_id(0) % H).to(tl.int64)
-    request = tl.load(tiles_ptr + 2 * tile)
-    if request < 0:
+    start, length, history_end, first, end_row, _, _, _, _, head = load_item(items_ptr, counts_ptr, H, ITEM_FIELDS)
+    if start < 0:
         return
-    first = tl.load(tiles_ptr + 2 * tile + 1)
-    start = tl.load(offsets_ptr + request)
-    length = (tl.load(offsets_ptr + request + 1) - start).to(tl.int32)
-    history_end = length - tl.load(candidates_ptr + request).to(tl.int32)
-    last = tl.minimum(first + BLOCK_N, length) - 1
-    q_ptr += start * stride_qt + head * stride_qh
-    k_ptr += start * stride_kt + head * stride_kh
-    v_ptr += start * stride_vt + head * stride_vh
-    do_ptr += start * stride_ot + head * stride_oh
-
+    last = end_row - 1
     num_a, begin_b, num_b, begin_d, num_d = query_blocks(
         first, last, length, num_contextual, history_end, local_window, global_window, GLOBAL_KEYS, BLOCK_M
     )
-    k = load_block(k_ptr, first, stride_kt, length, BLOCK_N, A, BLOCK_A)
-    v = load_block(v_ptr, first, stride_vt, length, BLOCK_N, V, BLOCK_V)
+    k = load_rows(k_source, start, first, length, head, stride_kt, stride_kh, BLOCK_N, A, BLOCK_A, TMA)
+    v = load_rows(v_source, start, first, length, head, stride_vt, stride_vh, BLOCK_N, V, BLOCK_V, TMA)
     keys = (first + tl.arange(0, BLOCK_N))[:, None]
     dk = tl.zeros((BLOCK_N, BLOCK_A), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
@@ -130,8 +141,9 @@ def hstu_attention_dkdv_kernel(
         in_b = begin_b + (block - num_a) * BLOCK_M
         in_d = begin_d + (block - num_a - num_b) * BLOCK_M
         query = tl.where(block < num_a, block * BLOCK_M, tl.where(block < num_a + num_b, in_b, in_d))
-        q = load_block(q_ptr, query, stride_qt, length, BLOCK_M, A, BLOCK_A)
-        do = load_block(do_ptr, query, stride_ot, length, BLOCK_M, V, BLOCK_V)
+        base = tl.maximum(tl.minimum(query, length - BLOCK_M), 0)
+        q = load_rows(q_source, start, base, length, head, stride_qt, stride_qh, BLOCK_M, A, BLOCK_A, TMA)
+        do = load_rows(do_source, start, base, length, head, stride_ot, stride_oh, BLOCK_M, V, BLOCK_V, TMA)
         p, slope = silu_and_slope(tl.dot(k, tl.trans(q), input_precision=PRECISION) * half_alpha, FAST_TANH)
         ds = tl.dot(v, tl.trans(do), input_precision=PRECISION) * slope
         end_query = query + BLOCK_M - 1
@@ -143,16 +155,16 @@ def hstu_attention_dkdv_kernel(
         )
         whole = (last < prefix_0) | ((first >= begin_1) & (last < tl.minimum(end_0, end_1)))
         whole &= one_kind(query, end_query, num_contextual, history_end, global_window, GLOBAL_KEYS)
-        if not whole:
+        if not (whole & (end_query < length)):
+            queries = base + tl.arange(0, BLOCK_M)
             prefix, begin, end = visible_intervals(
-                query + tl.arange(0, BLOCK_M), num_contextual, history_end, local_window, global_window, GLOBAL_KEYS
+                queries, num_contextual, history_end, local_window, global_window, GLOBAL_KEYS
             )
             seen = (keys < prefix[None, :]) | ((keys >= begin[None, :]) & (keys < end[None, :]))
+            seen = seen & ((queries >= query) & (queries < length))[None, :]
             p = tl.where(seen, p, 0.0)
             ds = tl.where(seen, ds, 0.0)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    dk_ptr += start * stride_dkt + head * stride_dkh
-    dv_ptr += start * stride_dvt + head * stride_dvh
-    store_block(dk_ptr, dk * dk_scale, first, stride_dkt, length, BLOCK_N, A, BLOCK_A)
-    store_block(dv_ptr, dv * dv_scale, first, stride_dvt, length, BLOCK_N, V, BLOCK_V)
+    store_rows(dk_ptr, dk * dk_scale, start, first, end_row, head, stride_dkt, stride_dkh, BLOCK_N, A, BLOCK_A)
+    store_rows(dv_ptr, dv * dv_scale, start, first, end_row, head, stride_dvt, stride_dvh, BLOCK_N, V, BLOCK_V)

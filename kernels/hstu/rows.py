@@ -50,27 +50,65 @@ def one_kind(first, last, num_contextual, history_end, global_window, GLOBAL_KEY
 
 
 @triton.jit
-def load_block(base_ptr, row, stride_t, length, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(ROWS, BLOCK_D) from row `row` of a request on; zeros beyond the request and beyond DIM."""
-    rows = tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK_D)
-    pointers = base_ptr + row.to(tl.int64) * stride_t + rows[:, None] * stride_t + columns[None, :]
-    mask = (row + rows < length)[:, None]
-    if DIM != BLOCK_D:
-        mask = mask & (columns < DIM)[None, :]
-    return tl.load(pointers, mask=mask, other=0.0)
+def load_rows(
+    source, start, row, length, head, stride_t, stride_h,
+    ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """(ROWS, BLOCK_D) of a head from row `row` of the request at `start` on.
+
+    Through a tensor descriptor the rows behind the request are its neighbour's, or zeros where memory ends; through a
+    pointer they are zeros, and so are columns beyond DIM.
+    """
+    if TMA:
+        values = source.load([start + row, head * DIM])
+    else:
+        rows = row + tl.arange(0, ROWS)
+        columns = tl.arange(0, BLOCK_D)
+        first_ptr = source + head.to(tl.int64) * stride_h
+        pointers = first_ptr + (start + rows).to(tl.int64)[:, None] * stride_t + columns[None, :]
+        mask = (rows < length)[:, None]
+        if DIM != BLOCK_D:
+            mask = mask & (columns < DIM)[None, :]
+        values = tl.load(pointers, mask=mask, other=0.0)
+    return values
 
 
 @triton.jit
-def store_block(base_ptr, values, row, stride_t, length, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The way back of `load_block`."""
-    rows = tl.arange(0, ROWS)
+def store_rows(
+    target_ptr, values, start, row, end, head, stride_t, stride_h,
+    ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Writes the rows row..end of a head."""
+    rows = row + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
-    pointers = base_ptr + row.to(tl.int64) * stride_t + rows[:, None] * stride_t + columns[None, :]
-    mask = (row + rows < length)[:, None]
+    pointers = target_ptr + (start + rows).to(tl.int64)[:, None] * stride_t + head.to(tl.int64) * stride_h + columns[None, :]
+    mask = (rows < end)[:, None]
     if DIM != BLOCK_D:
         mask = mask & (columns < DIM)[None, :]
-    tl.store(pointers, values.to(base_ptr.dtype.element_ty), mask=mask)
+    tl.store(pointers, values.to(target_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_part(
+    parts_ptr, values, slot, head, H: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Writes a tile's share of a sum to its slot of (slots, H, ROWS, BLOCK_D)."""
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    begin = (slot.to(tl.int64) * H + head) * (ROWS * BLOCK_D)
+    tl.store(parts_ptr + begin + rows[:, None] * BLOCK_D + columns[None, :], values)
+
+
+@triton.jit
+def load_item(items_ptr, counts_ptr, H: tl.constexpr, FIELDS: tl.constexpr):
+    """This program's item and head; its first field is negative where there is no work."""
+    item_ptr = items_ptr + tl.program_id(0) // H * FIELDS
+    start = tl.load(item_ptr, mask=tl.program_id(0) // H < tl.load(counts_ptr), other=-1)
+    return (
+        start, tl.load(item_ptr + 1), tl.load(item_ptr + 2), tl.load(item_ptr + 3), tl.load(item_ptr + 4),
+        tl.load(item_ptr + 5), tl.load(item_ptr + 6), tl.load(item_ptr + 7), tl.load(item_ptr + 8),
+        tl.program_id(0) % H,
+    )  # fmt: skip
 
 
 @triton.jit

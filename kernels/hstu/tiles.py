@@ -13,6 +13,9 @@ Backend = Literal["cuda", "hip", "interpreter"]
 _WIDE_WINDOW = 2048
 
 
+UNSPLIT = 1 << 30
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Launch settings of one kernel.
@@ -22,29 +25,34 @@ class Tiles:
         block_n: keys of a tile or block.
         warps: warps of a program.
         stages: blocks in flight.
+        chunk: keys of a part where a tile reads all of a long history; UNSPLIT reads them in one program.
+        two_loops: forward only; whether whole blocks have a loop of their own beside the masked ones.
     """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    chunk: int = UNSPLIT
+    two_loops: bool = False
 
 
 @dataclass(frozen=True)
 class TileSet:
-    """Settings of the three kernels."""
+    """Settings of the three kernels, and whether blocks come by the tensor memory accelerator."""
 
     forward: Tiles
     dq: Tiles
     dkdv: Tiles
+    tma: bool = False
 
 
-_SMALL = TileSet(Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1))
-_CUDA_BAND = TileSet(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 4))
-_CUDA_WIDE = TileSet(Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3))
-_CUDA_256 = TileSet(Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
-_HIP_128 = TileSet(Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2), Tiles(32, 64, 4, 1))
-_HIP_256 = TileSet(Tiles(64, 32, 4, 1), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1))
+_SMALL = TileSet(Tiles(32, 32, 4, 1, 64), Tiles(32, 32, 4, 1, 64, True), Tiles(32, 32, 4, 1))
+_CUDA_BAND = TileSet(Tiles(64, 64, 4, 3, 2048), Tiles(64, 64, 4, 2, 2048), Tiles(32, 64, 4, 4), tma=True)
+_CUDA_WIDE = TileSet(Tiles(128, 64, 4, 2, two_loops=True), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 4), tma=True)
+_CUDA_256 = TileSet(Tiles(64, 64, 8, 2, 2048), Tiles(64, 32, 8, 2, 2048), Tiles(32, 64, 8, 2))
+_HIP_128 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 2, 2048), Tiles(32, 64, 4, 1))
+_HIP_256 = TileSet(Tiles(64, 32, 4, 1, 2048), Tiles(32, 32, 4, 1, 2048), Tiles(32, 32, 4, 1))
 
 
 def choose_tiles(*, dim: int, dtype: torch.dtype, local_window: int, backend: Backend) -> TileSet:

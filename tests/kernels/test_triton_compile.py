@@ -35,21 +35,25 @@ CASES = {
 ELEMENT = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def source(kernel, fixed, element):
+def source(kernel, fixed, element, blocks):
     """The kernel with its arguments' types; pointers and token strides divide by 16, as a caller's usually do."""
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name] = "constexpr"
-        elif name in ("offsets_ptr", "candidates_ptr"):
-            signature[name] = "*i64"
-        elif name == "tiles_ptr":
+        elif name.endswith("_source") and fixed["TMA"]:
+            rows = blocks[name]
+            signature[name] = f"tensordesc<{element}[{rows}, {fixed['BLOCK_A']}]>"
+            continue
+        elif name in ("items_ptr", "counts_ptr", "sums_ptr"):
             signature[name] = "*i32"
-        elif name.endswith("_ptr"):
+        elif name == "parts_ptr":
+            signature[name] = "*fp32"
+        elif name.endswith(("_ptr", "_source")):
             signature[name] = f"*{element}"
         else:
             signature[name] = "fp32" if name.endswith(("alpha", "scale")) else "i32"
-        if name.endswith("_ptr") or name.startswith("stride"):
+        if name.endswith(("_ptr", "_source")) or name.startswith("stride"):
             attributes[(position,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, fixed, attributes)
 
@@ -78,11 +82,15 @@ def tile_set(case, backend):
 )
 def test_kernel_compiles_within_the_cards_resources(backend, case, kernel, tmp_path, record_property):
     dim, mask, dtype = CASES[case]
-    tiles = getattr(tile_set(case, backend), kernel)
+    settings = tile_set(case, backend)
+    tiles = getattr(settings, kernel)
     fixed = constants(num_heads=4, qk_dim=dim, v_dim=dim, mask=mask, dtype=dtype, backend=backend)
-    fixed |= {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "STAGES": tiles.stages}
+    fixed |= {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "STAGES": tiles.stages, "TMA": settings.tma}
+    if kernel == "forward":
+        fixed["TWO_LOOPS"] = tiles.two_loops
+    blocks = {f"{name}_source": tiles.block_n if name in "kv" else tiles.block_m for name in ("q", "k", "v", "do")}
     compiled = triton.compile(
-        source(KERNELS[kernel], fixed, ELEMENT[dtype]),
+        source(KERNELS[kernel], fixed, ELEMENT[dtype], blocks),
         target=TARGETS[backend],
         options={"num_warps": tiles.warps},
     )

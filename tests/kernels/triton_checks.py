@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from kernels import AttentionMask, hstu_attention, lengths_to_offsets
+from kernels import AttentionMask, AttentionPlan, hstu_attention, hstu_attention_cached, lengths_to_offsets
 
 ALPHA, SCALE = 0.4, 1 / 7
 NAMES = ("out", "dq", "dk", "dv")
@@ -126,6 +126,59 @@ def check_unseen_keys_are_not_read(device):
             assert torch.equal(a[far], b[far]), f"{name} was reached by a row that nobody there sees"
 
 
+def check_work_lists(device):
+    """Every row is in one tile, every key of it in one part, and where slots run out the first part takes all."""
+    from kernels.hstu.plan import key_items, query_items
+
+    generator = random.Random(5)
+    for example in range(12 if device == "cpu" else 60):
+        contextual = generator.choice((0, 3, 40))
+        counts = [(generator.randint(0, 90), generator.choice((0, 1, 20, 40))) for _ in range(generator.randint(1, 5))]
+        arguments = layout([h for h, _ in counts], [c for _, c in counts], contextual, device)
+        plan = AttentionPlan(**arguments, total=int(arguments["offsets_B1"][-1]))
+        mask = AttentionMask(2, generator.choice((0, 5, 33)), generator.choice(("queries", "keys")))
+        few_slots = (1 << 22) if example % 2 else 1
+        queries = query_items(plan, mask, block=16, chunk=32, slot_elements=few_slots)
+        keys = key_items(plan, mask, 16)
+        starts = arguments["offsets_B1"].tolist()
+        for work, parts in ((queries, True), (keys, False)):
+            items = [x for x in work.items_I[: int(work.counts[0])].tolist() if x[0] >= 0]
+            seen = {}
+            for start, length, history_end, first, end_row, lo, hi, slot, query_start in items:
+                request = max(b for b, x in enumerate(starts[:-1]) if x == start and starts[b + 1] - x == length)
+                assert query_start == start and history_end == length - counts[request][1], "another request's extent"
+                assert slot < work.num_slots and (slot >= 0) == ((lo, hi) != (0, length)), "a part without a slot"
+                for row in range(first, end_row):
+                    seen.setdefault(start + row, []).append((lo, hi))
+            assert sorted(seen) == list(range(plan.total)), "rows are missing or of another request"
+            for row, ranges in seen.items():
+                ranges.sort()
+                ends = [0] + [hi for _, hi in ranges]
+                assert [lo for lo, _ in ranges] == ends[:-1], f"row {row} reads {ranges}"
+            slots = [x[7] for x in items if x[7] >= 0]
+            assert len(slots) == len(set(slots)), "two parts share a slot"
+
+
+def check_cached(device, dtype=torch.float32, dims=(16, 16), longest=150):
+    generator = random.Random(11)
+    for _ in range(4):
+        cached = [generator.choice((0, 1, generator.randint(0, longest), longest)) for _ in range(3)]
+        candidates = [generator.choice((0, 1, 5, 90)) for _ in cached]
+        q, k, v = fused_views(sum(candidates), 2, *dims, dtype, device)
+        _, cache_k, cache_v = fused_views(sum(cached), 2, *dims, dtype, device)
+        options = {
+            "candidate_offsets_B1": lengths_to_offsets(torch.tensor(candidates, device=device)),
+            "cache_offsets_B1": lengths_to_offsets(torch.tensor(cached, device=device)),
+            "alpha": ALPHA,
+            "scale": SCALE,
+        }
+        found = hstu_attention_cached(q, k, v, cache_k, cache_v, **options, impl="triton")
+        doubles = [x.double() for x in (q, k, v, cache_k, cache_v)]
+        exact = hstu_attention_cached(*doubles, **options, impl="reference")
+        if exact.numel() > 0:
+            compare("cached", found, exact, dtype)
+
+
 def check_expanded_gradient(device):
     """sum() hands back a gradient without strides."""
     arguments = layout([40], [2], 1, device)
@@ -164,6 +217,8 @@ def checks(device):
     yield "no tokens", lambda: check_nothing(device)
     yield "short lengths", lambda: check_short_lengths(device)
     yield "unseen keys", lambda: check_unseen_keys_are_not_read(device)
+    yield "work lists", lambda: check_work_lists(device)
+    yield "cached fp32", lambda: check_cached(device)
     yield "expanded gradient", lambda: check_expanded_gradient(device)
     if device == "cpu":
         yield "ragged fp32", lambda: check_ragged(device, 10, 70, heads=1)
@@ -172,6 +227,7 @@ def checks(device):
     yield "ragged fp32", lambda: check_ragged(device, 40, 500)
     yield "ragged bf16, dims 128", lambda: check_ragged(device, 40, 1500, dims=(128, 128), dtype=torch.bfloat16)
     half, brain = torch.float16, torch.bfloat16
+    yield "cached bf16", lambda: check_cached(device, brain, (128, 128), 9000)
     cases = (
         (half, (64, 32)),
         (brain, (32, 128)),
@@ -183,6 +239,13 @@ def checks(device):
     for dtype, dims in (*cases, (half, (20, 8))):
         options = {"dims": dims, "dtype": dtype}
         yield f"ragged {dtype}, dims {dims}", lambda options=options: check_ragged(device, 10, 700, **options)
+    long = {"dims": (128, 128), "dtype": brain}
+    for axis in ("queries", "keys"):
+        mask = AttentionMask(100, 300, axis)
+        yield (
+            f"long {axis}",
+            lambda mask=mask: check([9000, 4096, 0, 4097, 63, 2048], [20, 200, 5, 0, 1, 64], 3, mask, device, **long),
+        )
     for axis in ("queries", "keys"):
         full = AttentionMask(1 << 40, 0, axis)
         options = {"dims": (128, 128), "dtype": torch.bfloat16}
