@@ -98,6 +98,18 @@ class TabularMapping(Closed):
         return self
 
 
+class WindowConfig(Closed):
+    """The local days that the dataset holds: `days` of them, `until` is the last."""
+
+    until: datetime.date
+    days: Annotated[int, Field(ge=1)]
+
+    @property
+    def first(self) -> datetime.date:
+        """The first day."""
+        return self.until - datetime.timedelta(days=self.days - 1)
+
+
 class DataConfig(Section):
     """Where the raw logs are and how to read them."""
 
@@ -108,6 +120,7 @@ class DataConfig(Section):
     timezone: str
     earliest: datetime.date
     latest: datetime.date
+    window: WindowConfig | None
     eval_days: Annotated[int, Field(ge=1)]
     max_quarantine_ratio: Annotated[float, Field(ge=0, le=1)]
     tabular: TabularMapping | None

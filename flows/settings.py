@@ -18,11 +18,13 @@ from features.files import atomic_file
 from model.config import ModelConfig
 from model.train_config import EvaluateConfig, TrainConfig
 from pipelines.config import PipelinesConfig
+from pipelines.validate_config import ValidateConfig
 
 SECTIONS: tuple[type[Section], ...] = (
     DataConfig,
     FeaturesConfig,
     PipelinesConfig,
+    ValidateConfig,
     ModelConfig,
     TrainConfig,
     EvaluateConfig,

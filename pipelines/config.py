@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -19,3 +20,4 @@ class PipelinesConfig(Section):
     num_workers: Annotated[int, Field(ge=1)]
     num_shards: Annotated[int, Field(ge=1, le=32_767)]
     rows_per_unit: Annotated[int, Field(ge=1)]
+    store: Path | None = None

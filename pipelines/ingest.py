@@ -173,6 +173,7 @@ def _summary(accounts: list[Account], side_accounts: list[Account], days: dict[s
         "first_day": min(days),
         "last_day": max(days),
         "days": days,
+        "window": [min(days), max(days)],
         "files": [describe_account(account) for account in accounts],
         "side_tables": [describe_account(account) for account in side_accounts],
     }

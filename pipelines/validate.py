@@ -1,4 +1,5 @@
-"""The stage `validate`: reads the whole streams dataset back and holds it against everything it promises."""
+"""The stage `validate`: reads the whole streams dataset back, holds it against everything it promises and against the
+last good night's."""
 
 from __future__ import annotations
 
@@ -20,10 +21,15 @@ from features.files import atomic_file, json_text, read_json
 from features.fingerprint import Fingerprint, fingerprint
 from features.invariants import Figures, Rules, check_shard, merge_figures
 from features.manifest import MANIFEST, params_hash
+from features.profile import Profile, StreamsProfile, profile_shard
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
+from pipelines.drift_page import write_drift_page
 from pipelines.engine import run_pipeline, run_stage
+from pipelines.profiles import PROFILES, build_profile, keep_profile, load_baseline, profile_text
+from pipelines.quality_gate import GateReport, judge, require_no_drift, summary, table
 from pipelines.streams import feature_spec
+from pipelines.validate_config import ValidateConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +40,7 @@ class ShardResult(Closed):
     index: int
     figures: dict[str, Figures]
     fingerprint_lanes: tuple[int, ...]
+    profile: StreamsProfile
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,10 @@ class Inputs:
 class CheckShard(beam.DoFn):
     """A shard's number in, its result as JSON out; a failed check raises."""
 
-    def __init__(self, dataset: StreamsDataset, rules: Rules) -> None:
+    def __init__(self, dataset: StreamsDataset, rules: Rules, timezone: str) -> None:
         self._dataset = dataset
         self._rules = rules
+        self._timezone = timezone
 
     def process(self, index: int) -> Iterator[str]:
         """Checks one shard."""
@@ -58,7 +66,8 @@ class CheckShard(beam.DoFn):
         figures = check_shard(shard, index, self._rules)
         lanes = fingerprint(shard.users.table, shard.requests.table).lanes
         _LOG.info("%s: %d events checked", shard.entry.name, shard.entry.events)
-        yield ShardResult(index=index, figures=figures, fingerprint_lanes=lanes).model_dump_json()
+        profile = profile_shard(shard, self._rules.spec, self._timezone)
+        yield ShardResult(index=index, figures=figures, fingerprint_lanes=lanes, profile=profile).model_dump_json()
 
 
 class WriteResults(beam.DoFn):
@@ -73,30 +82,55 @@ class WriteResults(beam.DoFn):
 
 
 def validate(params: Path, inputs: Inputs, out: Path) -> None:
-    """Runs the stage and writes every check with its figures.
+    """Runs the stage and writes every check with its figures; beside it the profile and what the gate found.
 
     Raises:
         DataError: a check failed; names the check and the file, or the shard and the first user.
+            Or the data has drifted since the baseline.
     """
     out.unlink(missing_ok=True)  # a report must not outlive the dataset that it speaks for
     data, features = DataConfig.load(params), FeaturesConfig.load(params)
-    config = PipelinesConfig.load(params)
+    config, gate = PipelinesConfig.load(params), ValidateConfig.load(params)
+    baseline = None if gate.baseline is None else load_baseline(gate.baseline)
     dataset = open_dataset(inputs.streams.absolute())
+    vocabularies, stats = VocabularySet.load(inputs.vocab), read_json(inputs.events / "stats.json")
     checks = {
         "files": _check_files(dataset),
         "params": _check_params(dataset, params_hash(data, features)),
-        "vocabulary": _check_vocabulary(dataset, features, VocabularySet.load(inputs.vocab)),
+        "vocabulary": _check_vocabulary(dataset, features, vocabularies),
         "accounts": _check_accounts(dataset, inputs),
     }
     rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
     with atomic_file(out) as path:
-        run_pipeline(lambda pipeline: _wire(pipeline, CheckShard(dataset, rules), str(path), rules.num_shards), config)
+        check = CheckShard(dataset, rules, data.timezone)
+        run_pipeline(lambda pipeline: _wire(pipeline, check, str(path), rules.num_shards), config)
         results = _read_results(path, dataset)
         for name in results[0].figures:
             checks[name] = reduce(merge_figures, (result.figures[name] for result in results))
         checks["content"] = _check_content(dataset, results)
-        path.write_text(json_text({"checks": checks, **_identity(dataset)}), encoding="utf-8")
+        shards = [result.profile for result in results]
+        profile = build_profile(shards, stats, dataset.manifest, vocabularies=vocabularies)
+        report = _pass_gate(profile, judge(profile, baseline, gate), out)
+        document = {"checks": checks, "drift": summary(report), **_identity(dataset)}
+        path.write_text(json_text(document), encoding="utf-8")
+    if config.store is not None:
+        keep_profile(profile, config.store / PROFILES)
     _LOG.info("%s: %d checks hold for %d shards", inputs.streams, len(checks), len(results))
+
+
+def _pass_gate(profile: Profile, report: GateReport, out: Path) -> GateReport:
+    """Writes what the gate found beside `out`, whatever it found, and stops the run if it is shut."""
+    for name, text in (
+        ("profile.json", profile_text(profile)),
+        ("drift.json", json_text(report.model_dump(mode="json"))),
+    ):
+        with atomic_file(out.with_name(name)) as path:
+            path.write_text(text, encoding="utf-8")
+    write_drift_page(profile, report, out.with_name("drift.html"))
+    for line in table(report):
+        _LOG.info("%s", line)
+    require_no_drift(report)
+    return report
 
 
 def _wire(pipeline: beam.Pipeline, check: CheckShard, results: str, num_shards: int) -> None:

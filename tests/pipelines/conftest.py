@@ -36,6 +36,7 @@ def write_params(tmp_path: Path) -> Callable[..., Path]:
         document = yaml.safe_load((ROOT / "params.yaml").read_text())
         document["data"]["path"] = str(data_path)
         document["features"] |= {"item_categories": [], "user_categories": []}
+        document["pipelines"]["store"] = None
         for section, changes in sections.items():
             document[section] |= changes
         path = tmp_path / "params.yaml"

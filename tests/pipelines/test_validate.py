@@ -70,6 +70,9 @@ def write_events(directory: Path) -> None:
             "quarantined": 3,
             "reasons": {"is null": 2, "is too old": 1},
             "last_day": "1970-01-10",
+            "days": {f"1970-01-{day + 1:02d}": int((days == day).sum()) for day in range(10)},
+            "window": ["1970-01-01", "1970-01-10"],
+            "files": [{"file": "log.csv", "read": table.num_rows + 3, "quarantined": 3}],
         },
     )
 
@@ -91,6 +94,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["data"] |= {"timezone": "UTC", "earliest": "1970-01-01", "eval_days": 3}
+    document["pipelines"]["store"] = None
     document["features"] |= {"item_categories": ["author"], "user_categories": []}
     document["pipelines"] |= {"num_shards": 3, "num_workers": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(document))
