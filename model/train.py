@@ -19,7 +19,7 @@ from features.errors import DataError
 from features.files import atomic_directory, read_json, write_json
 from model.checkpoint import Checkpoint, load_checkpoint, load_header, save_checkpoint, write_checkpoint
 from model.config import ModelConfig
-from model.flops import request_flops
+from model.flops import reader_flops
 from model.ranker import Ranker
 from model.reader import Reader
 from model.sampler import TRAIN
@@ -28,7 +28,6 @@ from model.train_config import TrainConfig
 from model.trainer import RunIdentity, Trainer
 
 logger = logging.getLogger(__name__)
-_FLOPS_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def train(paths: TrainPaths) -> None:
         trainer.fit(save=checkpoints.save)
         logger.info("train: %d steps in all, this run took %.1f s", trainer.step, time.monotonic() - started)
         write_checkpoint(directory, trainer.capture())
-    write_metrics(paths.metrics, trainer, reader, window=config.log_every_steps)
+    alpha = None if config.sampling.kind == "none" else config.sampling.alpha
+    write_metrics(paths.metrics, trainer, reader, window=config.log_every_steps, alpha=alpha)
     checkpoints.clear()
 
 
@@ -185,15 +185,21 @@ class CheckpointStore:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def write_metrics(directory: Path, trainer: Trainer, reader: Reader, *, window: int) -> None:
-    """Writes train.json and loss.csv (mean loss of every `window` steps); no times, the outputs are deterministic."""
+def write_metrics(
+    directory: Path, trainer: Trainer, reader: Reader, *, window: int, alpha: float | None = None
+) -> None:
+    """Writes train.json and loss.csv (mean loss of every `window` steps); no times, the outputs are deterministic.
+
+    `alpha` is that of stochastic length, which makes training cheaper; None where histories stay whole.
+    """
     losses_SX = trainer.losses().double()
     starts = range(0, losses_SX.shape[0], window)
     parts = [losses_SX[start : start + window] for start in starts]
     rows = [(start + len(part), part[:, 0].mean().item()) for start, part in zip(starts, parts, strict=True)]
     write_csv(directory / "loss.csv", ("step", "loss"), rows)
     last_X = parts[-1].mean(dim=0).tolist()
-    flops = mean_training_flops(trainer.ranker.config, reader)
+    flops = reader_flops(trainer.ranker.config, reader, alpha=alpha)
+    logger.info("train: %.4f GFLOP a request in training, %.4f scored", flops.training / 1e9, flops.inference / 1e9)
     content = {
         "loss": last_X[0],
         "task_losses": dict(zip(trainer.ranker.config.heads.tasks, last_X[1:], strict=True)),
@@ -201,22 +207,10 @@ def write_metrics(directory: Path, trainer: Trainer, reader: Reader, *, window: 
         "requests": trainer.num_requests,
         "candidates": trainer.num_candidates,
         "tokens": trainer.num_tokens,
-        "training_flops_per_request": flops,
+        "training_flops_per_request": flops.training,
+        "inference_flops_per_request": flops.inference,
     }
     write_json(directory / "train.json", content)
-
-
-def mean_training_flops(config: ModelConfig, reader: Reader) -> int:
-    """FLOPs of a training step per request, the mean over an evenly spaced sample of the requests."""
-    batch = reader.sample(_FLOPS_SAMPLE)
-    spec = reader.spec
-    lengths = {name: batch.streams[spec.streams.index(name)].offsets_B1.diff().tolist() for name in config.streams}
-    candidates = batch.candidates.offsets_B1.diff().tolist()
-    total = sum(
-        request_flops(config, {name: length[row] for name, length in lengths.items()}, count).training
-        for row, count in enumerate(candidates)
-    )
-    return total // batch.num_requests
 
 
 def main() -> None:
