@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import DataError
+from flows.commands.cluster import app as cluster_app
+from flows.commands.cluster import beam_settings
 from flows.commands.data import app as data_app
 
 PARAMS = Path("params.yaml")
@@ -21,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
 
 
 class Source(StrEnum):
@@ -50,6 +53,13 @@ def run(
             help="Edit params.yaml first, e.g. --set train.num_epochs=2. May be repeated.",
         ),
     ] = None,
+    beam_options: Annotated[
+        str | None,
+        typer.Option(
+            help="Beam's runner and options, e.g. '--runner=FlinkRunner --flink_master=HOST:8081'; kept in params.yaml."
+            " '' goes back to the local runner.",
+        ),
+    ] = None,
 ) -> None:
     """Run every stage that is out of date, from raw logs to the report.
 
@@ -63,6 +73,8 @@ def run(
         changes["data.path"] = str(data)
     if source is not None:
         changes["data.source"] = source.value
+    if beam_options is not None:
+        changes.update(beam_settings(beam_options))
     changes.update(parse_assignment(assignment) for assignment in assignments or ())
     if data is not None:
         _check_logs(data)

@@ -20,4 +20,5 @@ class PipelinesConfig(Section):
     num_workers: Annotated[int, Field(ge=1)]
     num_shards: Annotated[int, Field(ge=1, le=32_767)]
     rows_per_unit: Annotated[int, Field(ge=1)]
+    spill: str | None = None
     store: Path | None = None

@@ -15,8 +15,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.errors import DataError
 from pipelines.config import PipelinesConfig
-
-LOCAL = "local"
+from pipelines.preflight import LOCAL, check_runner
 
 # A runner may carry an error as the text of its traceback, which ends with the error and the step that raised it.
 _DATA_ERROR = f"{DataError.__module__}.{DataError.__qualname__}"
@@ -31,8 +30,9 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig
     `runner: local` is Beam's in-process runner, named here because Beam's own default downloads a binary.
 
     Raises:
-        DataError: a DoFn raised it, or the runner is unknown.
+        DataError: a DoFn raised it, the runner is unknown, or something that it needs is missing.
     """
+    check_runner(config)
     try:
         with _quiet_data_errors(), beam.Pipeline(runner=_runner(config), options=_options(config)) as pipeline:
             build(pipeline)
@@ -58,7 +58,7 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_NotADataError())
+        handler.addFilter(lambda record: not _tells_data_error(record))
 
 
 def data_error_text(error: BaseException) -> str | None:
@@ -91,25 +91,39 @@ def _options(config: PipelinesConfig) -> PipelineOptions:
 def _quiet_data_errors() -> Iterator[None]:
     """Keeps Beam from showing the tracebacks of a DataError, whose text is all that the user needs.
 
-    Beam logs them, and prints them to stderr too; what it prints for any other reason is passed on at the end.
+    Beam logs them, and prints them to stderr too, beside errors of other workers that were cut off; all of it waits for
+    the end and is passed on unless there was a DataError.
     """
-    noise = _NotADataError()
+    held = _HeldBack()
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     for logger in loggers:
-        logger.addFilter(noise)
+        logger.addFilter(held)
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
             yield
     finally:
         for logger in loggers:
-            logger.removeFilter(noise)
-        if _DATA_ERROR not in printed.getvalue():
+            logger.removeFilter(held)
+        if _DATA_ERROR not in printed.getvalue() and not any(map(_tells_data_error, held.records)):
+            for record in held.records:
+                logging.getLogger(record.name).handle(record)
             sys.stderr.write(printed.getvalue())
 
 
-class _NotADataError(logging.Filter):
+class _HeldBack(logging.Filter):
+    """Keeps errors for later, and drops what a job service tells of its doings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.module == "portable_runner" and record.levelno < logging.WARNING:
-            return False  # what the job service does to start workers
-        return _DATA_ERROR not in logging.Formatter().format(record)
+        if record.levelno >= logging.ERROR:
+            self.records.append(record)
+            return False
+        return record.module != "portable_runner" or record.levelno >= logging.WARNING
+
+
+def _tells_data_error(record: logging.LogRecord) -> bool:
+    return _DATA_ERROR in logging.Formatter().format(record)

@@ -1,0 +1,158 @@
+"""What a runner needs before a pipeline is sent to it, and one line about each thing that is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from apache_beam.options import pipeline_options as beam_options
+
+from features.errors import DataError
+from features.storage import Remote, is_url
+from pipelines.config import PipelinesConfig
+
+LOCAL = "local"
+DATAFLOW = "DataflowRunner"
+# Runners that talk to a job service; Flink's and Spark's start one, which is a Java program.
+_JAVA_RUNNERS = ("FlinkRunner", "SparkRunner")
+_PORTABLE_RUNNERS = ("PortableRunner", *_JAVA_RUNNERS)
+_SECONDS_TO_CONNECT = 3.0
+_HERE = ("localhost", "127.0.0.1", "[local]", "[auto]", "[collection]")
+
+
+def check_runner(config: PipelinesConfig) -> None:
+    """Looks for what the runner of the settings needs, without starting anything.
+
+    Raises:
+        DataError: one line for each thing that is missing.
+    """
+    problems = list(missing(config, beam_options.PipelineOptions(list(config.options))))
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def missing(config: PipelinesConfig, options: beam_options.PipelineOptions) -> Iterator[str]:
+    """A line for each thing that is missing."""
+    if config.runner != LOCAL:
+        yield from _spill(config.spill)
+    if config.runner == DATAFLOW and not _installed("google.cloud.storage"):
+        yield f"pipelines.runner: {DATAFLOW} needs Google's libraries: pip install 'apache-beam[gcp]'"
+    if config.runner in _PORTABLE_RUNNERS:
+        portable = options.view_as(beam_options.PortableOptions)
+        yield from _job_service(config.runner, options)
+        yield from _environment(portable.environment_type, portable.environment_config)
+    if _is_elsewhere(config.runner, options):
+        yield from _shared(config)
+        yield from _code(options)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _job_service(runner: str, options: beam_options.PipelineOptions) -> Iterator[str]:
+    endpoint = options.view_as(beam_options.PortableOptions).job_endpoint
+    if endpoint and endpoint != "embed":
+        yield from _reachable(endpoint, "--job_endpoint", "start one with `python -m pipelines.job_service`")
+    elif runner == "PortableRunner" and not endpoint:
+        yield "pipelines.options: --job_endpoint=HOST:PORT is missing, the address of a job service"
+    elif runner in _JAVA_RUNNERS and not endpoint:
+        if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+            yield f"pipelines.runner: {runner} starts a Java job server, but there is no java on the PATH"
+        for name in ("flink_job_server_jar", "spark_job_server_jar"):
+            jar = options.get_all_options().get(name)
+            if jar and not is_url(jar) and not Path(jar).is_file():
+                yield f"pipelines.options: --{name}={jar}: no such file"
+
+
+def _environment(kind: str | None, config: str | None) -> Iterator[str]:
+    """Where workers come from."""
+    kind = (kind or "DOCKER").upper()
+    if kind == "DOCKER" and not shutil.which("docker"):
+        yield (
+            "pipelines.options: no docker here to start workers in; give --environment_type=EXTERNAL and"
+            " --environment_config=HOST:PORT of a worker pool (`python -m pipelines.workers`)"
+        )
+    elif kind == "EXTERNAL" and config is None:
+        yield "pipelines.options: --environment_config=HOST:PORT is missing, the address of a worker pool"
+    elif kind == "EXTERNAL" and config is not None:
+        address = json.loads(config)["url"] if config.startswith("{") else config
+        yield from _reachable(address, "--environment_config", "start a worker pool with `python -m pipelines.workers`")
+    elif kind == "PROCESS":
+        command = json.loads(config or "{}").get("command")
+        if not command or not shutil.which(command):
+            yield f"pipelines.options: --environment_config: no such command to start a worker: {command}"
+
+
+def _reachable(address: str, option: str, hint: str) -> Iterator[str]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        yield f"pipelines.options: {option}={address}: write HOST:PORT"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        yield f"pipelines.options: {option}={address}: nothing answers there ({error}); {hint}"
+
+
+def _is_elsewhere(runner: str, options: beam_options.PipelineOptions) -> bool:
+    """Whether the workers run on other machines than this one."""
+    known = options.get_all_options()
+    masters = (known.get("flink_master"), known.get("spark_master_url"))
+    return runner == DATAFLOW or (
+        runner in _JAVA_RUNNERS and any(master and not str(master).startswith((*_HERE, "local")) for master in masters)
+    )
+
+
+def _spill(spill: str | None) -> Iterator[str]:
+    """A URL must be shared by processes, have a driver, and take a file."""
+    if spill is None or not is_url(spill):
+        if spill is not None and not Path(spill).is_absolute():
+            yield f"pipelines.spill: {spill}: give an absolute path, workers have folders of their own"
+        return
+    if spill.startswith("memory:"):
+        yield f"pipelines.spill: {spill}: no worker outside this process sees it; name a store that all of them reach"
+        return
+    probe, remote = f"probe-{secrets.token_hex(6)}", Remote(spill)
+    try:
+        remote.upload(Path(__file__), probe)
+        remote.remove(probe)
+    except DataError as error:
+        yield f"pipelines.spill: {error}"
+
+
+def _shared(config: PipelinesConfig) -> Iterator[str]:
+    if config.runner == DATAFLOW and not (config.spill or "").startswith(("gs://", "gcs://")):
+        yield "pipelines.spill: Dataflow's workers share no disk with this machine, give a gs:// URL"
+    elif config.spill is None:
+        yield (
+            f"pipelines.spill: the workers of {config.runner} run elsewhere: give a URL that all of them reach, or a"
+            " path, when this folder is on a disk that they all mount at the same place"
+        )
+    elif is_url(config.spill) and config.spill.startswith(("file:", "local:")):
+        yield f"pipelines.spill: {config.spill} is this machine's disk, which workers elsewhere do not see"
+
+
+def _code(options: beam_options.PipelineOptions) -> Iterator[str]:
+    """Workers elsewhere need this project's packages."""
+    setup = options.view_as(beam_options.SetupOptions)
+    packages = list(setup.extra_packages or ())
+    image = options.view_as(beam_options.WorkerOptions).sdk_container_image
+    external = options.view_as(beam_options.PortableOptions).environment_type == "EXTERNAL"
+    if not packages and not image and not external:
+        yield (
+            "pipelines.options: workers elsewhere have not this project's code: run `make wheel` and give"
+            " --extra_package=dist/hstu2-0.1.0-py3-none-any.whl, or --sdk_container_image with it installed"
+        )
+    for package in packages:
+        if not is_url(package) and not Path(package).is_file():
+            yield f"pipelines.options: --extra_package={package}: no such file; run `make wheel`"
