@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.errors import DataError
-from features.jagged import Jagged
+from features.jagged import Jagged, list_array
 from features.manifest import (
     REQUESTS_FILE,
     USERS_FILE,
@@ -55,20 +55,29 @@ class Columns:
 
     def column(self, name: str) -> np.ndarray:
         """(rows,) values of a plain column."""
-        return self._array(name).to_numpy(zero_copy_only=True)
-
-    def list(self, name: str) -> Jagged:
-        """A list column."""
-        return Jagged.from_arrow(self._array(name), f"{self.path}: column '{name}'")
-
-    def _array(self, name: str) -> pa.Array:
         if name not in self.table.column_names:
             raise DataError(f"{self.path}: column '{name}' is missing")
         chunked = self.table.column(name)
-        return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+        array = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+        return array.to_numpy(zero_copy_only=True)
+
+    def list(self, name: str) -> Jagged:
+        """A list column, such as `consumption.item` or `candidate.item`."""
+        if name not in self._lists:
+            source = f"{self.path}: column '{name}'"
+            try:
+                array = list_array(self.table, name)
+            except KeyError:
+                raise DataError(f"{source} is missing") from None
+            self._lists[name] = Jagged.from_arrow(array, source)
+        return self._lists[name]
+
+    @cached_property
+    def _lists(self) -> dict[str, Jagged]:
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "table"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("table", "_lists")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

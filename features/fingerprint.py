@@ -1,22 +1,23 @@
 """A 128-bit checksum of a dataset's content that does not depend on how the users are sharded.
 
-Every row becomes two independent 64-bit digests. In a group of list columns (a stream's, or the candidates') each
-position gets the mixed sum of value x key of its column, and the row the sum of those x key of their position, so
-the order inside a list counts. A request enters with its user's raw id and its ordinal among that user's requests,
-so their order counts too. Row digests are added up, which leaves out where a row was stored.
+A user's digest is SHA-256 over the names and types of all columns and then over the user's own bytes: its plain columns
+and the lengths of its lists, each stream's events, its requests with their numbers of candidates, the candidates; all
+of them row by row in the order in which they are stored. A shard's fingerprint is the sum of its users' digests, so
+fingerprints of disjoint sets of users add up.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from features.errors import DataError
-from features.hashing import mix64
-from features.jagged import Jagged
+from features.jagged import Jagged, list_array
+from features.schema import CANDIDATES
 
 _NUM_LANES = 2
 _MASK = (1 << 64) - 1
@@ -24,7 +25,7 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Sums of row digests modulo 2^64, one per lane; fingerprints of disjoint sets of users add up."""
+    """Sums of user digests modulo 2^64, one per lane."""
 
     lanes: tuple[int, ...] = (0,) * _NUM_LANES
 
@@ -37,85 +38,68 @@ class Fingerprint:
         return "".join(f"{lane:016x}" for lane in self.lanes)
 
 
+@dataclass(frozen=True)
+class _Records:
+    """Rows packed into bytes; those of user u are data[ends[u] : ends[u + 1]]."""
+
+    data: memoryview
+    ends: list[int]
+
+
 def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:
     """Checksum of all columns of whole users and of all their requests.
 
     Args:
         users: schema `users_schema`.
-        requests: schema `requests_schema`; `user_row` points into `users`, a user's requests are adjacent.
+        requests: schema `requests_schema`; `user_row` ascends and points into `users`.
+
+    Raises:
+        DataError: columns of a stream differ in length.
     """
-    user_row = requests.column("user_row").to_numpy()
-    user_id = users.column("user_id").to_numpy()[user_row]
-    owner = mix64(mix64(user_id) ^ mix64(_ordinals(user_row)))
-    digest_users = _digest_rows(users, "users")
-    digest_requests = [
-        mix64(digest ^ owner) for digest in _digest_rows(requests.drop_columns(["user_row"]), "requests")
-    ]
-    lanes = (
-        int(of_users.sum()) + int(of_requests.sum()) & _MASK
-        for of_users, of_requests in zip(digest_users, digest_requests, strict=True)
-    )
-    return Fingerprint(tuple(lanes))
+    schema = "\n".join(f"{field.name} {field.type}" for table in (users, requests) for field in table.schema)
+    start = hashlib.sha256(schema.encode())
+    parts = list(_parts(users, requests))
+    digests = bytearray()
+    for user in range(users.num_rows):
+        digest = start.copy()
+        for part in parts:
+            digest.update(part.data[part.ends[user] : part.ends[user + 1]])
+        digests += digest.digest()
+    # Little-endian on every machine, of the 32 bytes of each digest the first lanes.
+    lanes = np.frombuffer(digests, "<u8").reshape(users.num_rows, 4)[:, :_NUM_LANES].sum(axis=0, dtype=np.uint64)
+    return Fingerprint(tuple(lanes.tolist()))
 
 
-def _digest_rows(table: pa.Table, salt: str) -> list[np.ndarray]:
-    """(rows,) uint64 for each lane."""
-    digests = [np.full(table.num_rows, _key(salt, lane), np.uint64) for lane in range(_NUM_LANES)]
-    groups: dict[str, list[str]] = {}
-    for name in table.column_names:
-        if pa.types.is_large_list(table.schema.field(name).type):
-            groups.setdefault(name.partition(".")[0], []).append(name)
-        else:
-            _absorb(digests, name, _bits(table.column(name).to_numpy()))
-    for group, names in groups.items():
-        columns = [Jagged.from_arrow(table.column(name).combine_chunks(), name) for name in names]
-        lengths = columns[0].lengths
-        if any(not np.array_equal(column.offsets, columns[0].offsets) for column in columns):
-            raise DataError(f"columns of '{group}' differ in length")
-        _absorb(digests, group, lengths.astype(np.uint64))
-        for lane, sums in enumerate(_sums(columns, names)):
-            digests[lane] = mix64(digests[lane] ^ sums)
-    return digests
+def _parts(users: pa.Table, requests: pa.Table) -> Iterator[_Records]:
+    every_user = np.arange(users.num_rows + 1)
+    first_request = np.searchsorted(requests.column("user_row").to_numpy(), every_user)
+    streams = _streams(users)
+    columns = {name: users.column(name).to_numpy() for name in users.column_names if "." not in name}
+    columns |= {stream: jagged[0].lengths for stream, jagged in streams.items()}
+    yield _pack([*columns.values(), np.diff(first_request)], every_user)
+    for jagged in streams.values():
+        yield _pack([column.values for column in jagged], jagged[0].offsets)
+    plain = [name for name in requests.column_names if name not in ("user_row", CANDIDATES)]
+    fields = requests.schema.field(CANDIDATES).type.value_type.fields
+    candidates = [Jagged.from_arrow(list_array(requests, f"{CANDIDATES}.{field.name}"), field.name) for field in fields]
+    yield _pack([*(requests.column(name).to_numpy() for name in plain), candidates[0].lengths], first_request)
+    yield _pack([column.values for column in candidates], candidates[0].offsets[first_request])
 
 
-def _absorb(digests: list[np.ndarray], name: str, bits: np.ndarray) -> None:
-    for lane in range(_NUM_LANES):
-        digests[lane] = mix64(digests[lane] ^ mix64(bits ^ _key(name, lane)))
+def _streams(users: pa.Table) -> dict[str, list[Jagged]]:
+    streams: dict[str, list[Jagged]] = {}
+    for name in users.column_names:
+        stream, dot, _ = name.partition(".")
+        if dot:
+            jagged = streams.setdefault(stream, [])
+            jagged.append(Jagged.from_arrow(list_array(users, name), name))
+            if not np.array_equal(jagged[-1].offsets, jagged[0].offsets):
+                raise DataError(f"columns of '{stream}' differ in length")
+    return streams
 
 
-def _sums(columns: list[Jagged], names: list[str]) -> list[np.ndarray]:
-    """(rows,) uint64 for each lane, of list columns with the same offsets."""
-    offsets, lengths = columns[0].offsets, columns[0].lengths
-    tokens = [np.zeros(len(columns[0].values), np.uint64) for _ in range(_NUM_LANES)]
-    for column, name in zip(columns, names, strict=True):
-        bits = _bits(column.values)
-        for lane in range(_NUM_LANES):
-            tokens[lane] += bits * (_key(name, lane) | np.uint64(1))
-    position = np.arange(len(tokens[0])) - np.repeat(offsets[:-1], lengths)
-    filled = lengths > 0
-    sums = []
-    for lane in range(_NUM_LANES):
-        keys = mix64(np.arange(lengths.max(initial=0), dtype=np.uint64) ^ _key("position", lane)) | np.uint64(1)
-        of_rows = np.zeros(len(lengths), np.uint64)
-        if filled.any():
-            of_rows[filled] = np.add.reduceat(mix64(tokens[lane]) * keys[position], offsets[:-1][filled])
-        sums.append(of_rows)
-    return sums
-
-
-def _bits(values: np.ndarray) -> np.ndarray:
-    """(N,) uint64 that tell the values apart: integers as they are, floats by their bit pattern."""
-    if values.dtype == np.float32:
-        values = values.view(np.uint32)
-    return values.astype(np.uint64)
-
-
-def _ordinals(runs: np.ndarray) -> np.ndarray:
-    """(N,) number of each element within its run of equal elements."""
-    index = np.arange(len(runs))
-    starts = np.flatnonzero(np.diff(runs, prepend=-1))
-    return index - np.repeat(starts, np.diff(starts, append=len(runs)))
-
-
-def _key(name: str, lane: int) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(f"{lane} {name}".encode(), digest_size=8).digest(), "little"))
+def _pack(columns: list[np.ndarray], ends: np.ndarray) -> _Records:
+    records = np.empty(len(columns[0]), [(f"f{place}", column.dtype) for place, column in enumerate(columns)])
+    for place, column in enumerate(columns):
+        records[f"f{place}"] = column
+    return _Records(records.view(np.uint8).data, (ends * records.dtype.itemsize).tolist())

@@ -80,6 +80,25 @@ class Jagged:
         return pa.LargeListArray.from_arrays(pa.array(self.offsets), values, type=list_type)
 
 
+def list_array(table: pa.Table, name: str) -> pa.Array:
+    """A list column as one array: `stream.item` is a column of its own, `candidate.item` a field of a list of structs.
+
+    Raises:
+        KeyError: the table has neither.
+    """
+    if name in table.column_names:
+        return _one_chunk(table.column(name))
+    owner, _, field = name.partition(".")
+    array = _one_chunk(table.column(owner))
+    structs = array.values
+    item = structs.type.field(structs.type.get_field_index(field)).with_name("item")
+    return pa.LargeListArray.from_arrays(array.offsets, structs.field(field), type=pa.large_list(item))
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def _beyond(first: int, last: int, num_values: int) -> str | None:
     if first < 0 or last > num_values:
         return f"run from {first} to {last}, there are {num_values} values"
@@ -91,9 +110,9 @@ def _offsets_problem(offsets: np.ndarray, num_values: int) -> str | None:
         return "are empty"
     if offsets[0] != 0:
         return f"start at {offsets[0]}, not at 0"
-    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
-    if len(falls):
-        return f"descend at row {falls[0]}"
+    falls = offsets[1:] < offsets[:-1]
+    if falls.any():
+        return f"descend at row {falls.argmax()}"
     if offsets[-1] != num_values:
         return f"end at {offsets[-1]}, there are {num_values} values"
     return None

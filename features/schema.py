@@ -15,8 +15,9 @@ import pyarrow as pa
 from features.config import FeaturesConfig
 from features.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ORDER = "newest_first"
+CANDIDATES = "candidate"
 
 CONTEXT_TYPES = {
     "surface": pa.uint16(),
@@ -77,7 +78,8 @@ def requests_schema(features: FeaturesConfig) -> pa.Schema:
     request_id is the source_order of the request's oldest candidate, so it names a raw row. user_row is a row
     number in the same shard's users.arrow. `<stream>_start` is the index in that user's stream at which the
     history begins: every event from there on is strictly older than request_ms, the oldest candidate's time.
-    split is 0 for training and 1 for evaluation. watch_ratio is NaN where the log does not tell.
+    split is 0 for training and 1 for evaluation. The candidates are lists of structs, one list of offsets for all of
+    their columns, since many requests have a single one. watch_ratio is NaN where the log does not tell.
     """
     return pa.schema(
         [
@@ -86,15 +88,21 @@ def requests_schema(features: FeaturesConfig) -> pa.Schema:
             _required("request_ms", pa.int64()),
             *(_required(f"{stream}_start", pa.int32()) for stream in features.streams),
             _required("split", pa.uint8()),
-            _list_of("candidate.item_id", pa.int64()),
-            _list_of("candidate.item", pa.int32()),
-            *(_list_of(f"candidate.{name}", pa.int32()) for name in features.item_categories),
-            _list_of("candidate.timestamp_ms", pa.int64()),
-            _list_of("candidate.action_mask", pa.uint32()),
-            _list_of("candidate.watch_ratio", pa.float32()),
-            *(_list_of(f"candidate.ctx_{name}", CONTEXT_TYPES[name]) for name in features.candidate_contexts),
+            _required(CANDIDATES, pa.large_list(_required("item", pa.struct(_candidate_fields(features))))),
         ]
     )
+
+
+def _candidate_fields(features: FeaturesConfig) -> list[pa.Field]:
+    return [
+        _required("item_id", pa.int64()),
+        _required("item", pa.int32()),
+        *(_required(name, pa.int32()) for name in features.item_categories),
+        _required("timestamp_ms", pa.int64()),
+        _required("action_mask", pa.uint32()),
+        _required("watch_ratio", pa.float32()),
+        *(_required(f"ctx_{name}", CONTEXT_TYPES[name]) for name in features.candidate_contexts),
+    ]
 
 
 def schema_hash(*schemas: pa.Schema) -> str:

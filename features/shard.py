@@ -14,7 +14,7 @@ from features.config import FeaturesConfig
 from features.encode import encode_duration, encode_gap, encode_hour, encode_intensity, encode_weekday
 from features.order import newest_first
 from features.requests import Requests, form_requests
-from features.schema import requests_schema, users_schema
+from features.schema import CANDIDATES, requests_schema, users_schema
 from features.side import SideCodes
 from features.vocabulary import VocabularySet
 
@@ -174,9 +174,10 @@ def _requests_table(
         requests.request_ms,
         *(_stream_position(mask, events.offsets, requests) for mask in streams.values()),
         np.where(requests.request_ms >= encoder.cut_ms, EVAL, TRAIN).astype(np.uint8),
-        *(_as_lists(values, offsets) for values in candidates),
     ]
-    return _table(columns, requests_schema(encoder.features))
+    schema = requests_schema(encoder.features)
+    columns.append(_as_structs(candidates, offsets, schema.field(CANDIDATES).type))
+    return _table(columns, schema)
 
 
 def _offsets_within(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -193,6 +194,11 @@ def _stream_position(mask: np.ndarray, offsets: np.ndarray, requests: Requests) 
 def _as_lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
     item = pa.field("item", pa.from_numpy_dtype(values.dtype), nullable=False)
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values), type=pa.large_list(item))
+
+
+def _as_structs(columns: list[np.ndarray], offsets: np.ndarray, dtype: pa.LargeListType) -> pa.Array:
+    structs = pa.StructArray.from_arrays([pa.array(values) for values in columns], fields=dtype.value_type.fields)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), structs, type=dtype)
 
 
 def _table(columns: list[np.ndarray | pa.Array], schema: pa.Schema) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from features.config import FeaturesConfig
 from features.files import write_json
 from features.hashing import shard_of
+from features.jagged import list_array
 from features.manifest import REQUESTS_FILE, USERS_FILE, ShardEntry, file_entry, shard_name
 from features.shard import ShardEncoder, ShardTables, build_shard
 from features.side import encode_side_table
@@ -124,15 +125,11 @@ def _entry(directory: Path, tables: ShardTables, features: FeaturesConfig) -> Sh
         files={file: file_entry(directory / file) for file in (USERS_FILE, REQUESTS_FILE)},
         users=tables.users.num_rows,
         requests=tables.requests.num_rows,
-        candidates=_num_values(tables.requests, "candidate.item"),
+        candidates=len(list_array(tables.requests, "candidate.item").values),
         events=tables.num_events,
         duplicates=tables.num_duplicates,
-        stream_events={stream: _num_values(tables.users, f"{stream}.item") for stream in features.streams},
+        stream_events={stream: len(list_array(tables.users, f"{stream}.item").values) for stream in features.streams},
     )
-
-
-def _num_values(table: pa.Table, name: str) -> int:
-    return sum(len(chunk.flatten()) for chunk in table.column(name).chunks)
 
 
 def build_shards(pipeline: beam.Pipeline, units: list[Unit], plan: StreamsPlan) -> None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from features.config import Closed, FeaturesConfig
 from features.fingerprint import Fingerprint, fingerprint
+from features.jagged import list_array
 from features.manifest import USERS_FILE, Manifest, ShardEntry
 from features.shard import EVAL, ShardTables
 from features.vocabulary import UNKNOWN
@@ -65,7 +66,7 @@ def _unknown_candidates(requests: pa.Table, features: FeaturesConfig) -> dict[st
 
 
 def _flat(table: pa.Table, name: str) -> np.ndarray:
-    return pc.list_flatten(table.column(name)).to_numpy()
+    return list_array(table, name).values.to_numpy()
 
 
 def _action_counts(users: pa.Table, stream: str, num_actions: int) -> tuple[int, ...]:

@@ -75,6 +75,43 @@ def make_events() -> MakeEvents:
     return make
 
 
+def replace_values(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
+    """The table with other values in a plain column, a list column or a field of the candidates."""
+    owner, _, part = name.partition(".")
+    column = name if name in table.column_names else owner
+    field = table.schema.field(column)
+    array: pa.Array = pa.array(values)
+    if pa.types.is_large_list(field.type):
+        old = table.column(column).combine_chunks()
+        if column != name:
+            fields = field.type.value_type.fields
+            children = [array if f.name == part else old.values.field(f.name) for f in fields]
+            array = pa.StructArray.from_arrays(children, fields=fields)
+        array = pa.LargeListArray.from_arrays(old.offsets, array, type=field.type)
+    return table.set_column(table.column_names.index(column), field, array)
+
+
+def flat_names(schema: pa.Schema) -> list[str]:
+    """Names of all columns, the candidates' fields among them."""
+    names = []
+    for field in schema:
+        structs = pa.types.is_large_list(field.type) and pa.types.is_struct(field.type.value_type)
+        names += [f"{field.name}.{f.name}" for f in field.type.value_type.fields] if structs else [field.name]
+    return names
+
+
+@pytest.fixture(scope="session")
+def with_values() -> Callable[[pa.Table, str, np.ndarray], pa.Table]:
+    """The function `replace_values`."""
+    return replace_values
+
+
+@pytest.fixture(scope="session")
+def column_names() -> Callable[[pa.Schema], list[str]]:
+    """The function `flat_names`."""
+    return flat_names
+
+
 @pytest.fixture(scope="session")
 def random_events(make_events: MakeEvents) -> Callable[[int, int], pa.Table]:
     """(seed, rows) -> events of few users and times, so that pages, duplicates and both splits occur."""

@@ -75,7 +75,7 @@ def test_a_directory_without_a_manifest_is_refused(dataset):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"format_version": 2}, "format_version is 2, this code reads 1"),
+        ({"format_version": 1}, "format_version is 1, this code reads 2"),
         ({"order": "oldest_first"}, "order is 'oldest_first', this code reads 'newest_first'"),
         ({"schema_hash": "0"}, "schema_hash is not that of this code's schema"),
         ({"cut_ms": "soon"}, "manifest.cut_ms: Input should be a valid integer"),

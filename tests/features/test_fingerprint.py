@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.fingerprint import Fingerprint, fingerprint
+from features.jagged import list_array
 
 
 def of(shards) -> str:
@@ -36,35 +37,51 @@ def replaced(table: pa.Table, name: str, array: pa.Array) -> pa.Table:
     return table.set_column(table.column_names.index(name), table.schema.field(name), array)
 
 
-def with_values(array: pa.LargeListArray, values: np.ndarray) -> pa.Array:
-    return pa.LargeListArray.from_arrays(array.offsets, pa.array(values), type=array.type)
+def values_of(table: pa.Table, name: str) -> np.ndarray:
+    if name in table.column_names and not pa.types.is_large_list(table.schema.field(name).type):
+        return table.column(name).to_numpy().copy()
+    return list_array(table, name).values.to_numpy().copy()
 
 
 @pytest.mark.parametrize("which", ["users", "requests"])
-def test_every_column_counts(build_shards, random_events, which):
+def test_every_column_counts(build_shards, random_events, with_values, column_names, which):
     users, requests = tables_of(build_shards, random_events)
     whole = fingerprint(users, requests)
     table = {"users": users, "requests": requests}[which]
-    for name in table.column_names:
+    for name in column_names(table.schema):
         if name == "user_row":
             continue
-        array = table.column(name).combine_chunks()
-        is_list = pa.types.is_large_list(array.type)
-        values = (array.values if is_list else array).to_numpy(zero_copy_only=False).copy()
-        values[0] += 1
-        changed = replaced(table, name, with_values(array, values) if is_list else pa.array(values))
+        values = values_of(table, name)
+        values[0] = 1 if values[0] != 1 else 2
+        changed = with_values(table, name, values)
         other = {"users": (changed, requests), "requests": (users, changed)}[which]
         assert fingerprint(*other) != whole, name
 
 
-def test_order_within_a_list_counts(build_shards, random_events):
+def test_names_and_types_count(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    whole = fingerprint(users, requests)
+    names = ["degree" if name == "user" else "user" if name == "degree" else name for name in users.column_names]
+    assert fingerprint(users.rename_columns(names), requests) != whole
+
+
+def test_order_within_a_list_counts(build_shards, random_events, with_values):
     users, requests = tables_of(build_shards, random_events)
     array = users.column("consumption.item").combine_chunks()
     values = array.values.to_numpy().copy()
     first, second = next((i, i + 1) for i in range(array.offsets[1].as_py() - 1) if values[i] != values[i + 1])
     values[[first, second]] = values[[second, first]]
-    swapped = replaced(users, "consumption.item", with_values(array, values))
-    assert fingerprint(swapped, requests) != fingerprint(users, requests)
+    assert fingerprint(with_values(users, "consumption.item", values), requests) != fingerprint(users, requests)
+
+
+def test_how_candidates_are_grouped_counts(build_shards, random_events):
+    users, requests = tables_of(build_shards, random_events)
+    array = requests.column("candidate").combine_chunks()
+    offsets = array.offsets.to_numpy().copy()
+    row = next(row for row in range(len(array)) if offsets[row + 1] - offsets[row] > 1)
+    offsets[row + 1] -= 1
+    moved = pa.LargeListArray.from_arrays(pa.array(offsets), array.values, type=array.type)
+    assert fingerprint(users, replaced(requests, "candidate", moved)) != fingerprint(users, requests)
 
 
 def test_a_zero_is_not_nothing(build_shards, random_events):

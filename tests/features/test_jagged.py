@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from features.jagged import Jagged
+from features.jagged import Jagged, list_array
 
 LARGE = pa.large_list(pa.field("item", pa.int32(), nullable=False))
 ROWS = st.lists(st.lists(st.integers(0, 99), max_size=4), max_size=6)
@@ -80,3 +80,17 @@ def test_arrow_offsets_past_the_values_are_refused():
 def test_other_arrays_are_refused(array, problem):
     with pytest.raises(DataError, match=f"x: .*{problem}"):
         Jagged.from_arrow(array, "x")
+
+
+def test_fields_of_lists_of_structs_are_views(tmp_path):
+    struct = pa.struct([pa.field("a", pa.int32(), nullable=False), pa.field("b", pa.int8(), nullable=False)])
+    dtype = pa.large_list(pa.field("item", struct, nullable=False))
+    rows = [[{"a": 1, "b": 2}, {"a": 3, "b": 4}], [], [{"a": 5, "b": 6}]]
+    table = pa.table({"c": pa.array(rows, dtype)})
+    jagged = Jagged.from_arrow(list_array(table, "c.b"), "c.b")
+    assert rows_of(jagged) == [[2, 4], [], [6]]
+    assert jagged.values.ctypes.data == table.column("c").chunk(0).values.field("b").buffers()[1].address
+    assert rows_of(Jagged.from_arrow(list_array(table.slice(2), "c.a"), "c.a")) == [[5]]
+    for missing in ("d", "c.d", "d.a"):
+        with pytest.raises(KeyError):
+            list_array(table, missing)

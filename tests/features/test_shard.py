@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.jagged import Jagged
+from features.jagged import Jagged, list_array
 from features.schema import EVENTS, requests_schema, users_schema
 from features.shard import build_shard
 
@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def lists(table: pa.Table, name: str) -> list[list]:
-    return table.column(name).to_pylist()
+    return list_array(table, name).to_pylist()
 
 
 def test_one_user_by_hand(encoder, features, make_events):
@@ -148,7 +148,7 @@ def views(tables):
             request[name] = column.row(request["user_row"])[start:].tolist()
         request["user_id"] = tables.users.column("user_id")[request["user_row"]].as_py()
         request = {key: value for key, value in request.items() if not key.endswith("_start")}
-        request["candidate.watch_ratio"] = [repr(ratio) for ratio in request["candidate.watch_ratio"]]
+        request["candidate"] = [one | {"watch_ratio": repr(one["watch_ratio"])} for one in request["candidate"]]
         del request["user_row"]
         yield request
 

@@ -15,6 +15,7 @@ import yaml
 
 from features.dataset import StreamsDataset, open_dataset
 from features.files import write_json
+from features.jagged import list_array
 from features.manifest import (
     REQUESTS_FILE,
     USERS_FILE,
@@ -98,10 +99,15 @@ def random_content(seed: int, num_users: int = 12, max_events: int = 30) -> Cont
 
 def _column(schema_field: pa.Field, rows: list[dict[str, Any]]) -> pa.Array:
     group, _, name = schema_field.name.partition(".")
-    if not name:
+    if name:
+        return pa.array([[event[name.removeprefix("ctx_")] for event in row[group]] for row in rows], schema_field.type)
+    if not pa.types.is_large_list(schema_field.type):
         return pa.array([row[group] for row in rows], schema_field.type)
-    key = "candidates" if group == "candidate" else group
-    return pa.array([[event[name.removeprefix("ctx_")] for event in row[key]] for row in rows], schema_field.type)
+    names = [f.name for f in schema_field.type.value_type.fields]
+    lists = [
+        [{name: event[name.removeprefix("ctx_")] for name in names} for event in row["candidates"]] for row in rows
+    ]
+    return pa.array(lists, schema_field.type)
 
 
 def _table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -115,7 +121,7 @@ def _write_shard(directory: Path, users: pa.Table, requests: pa.Table, spec: Fea
             writer.write_table(table)
 
     def num_values(table: pa.Table, name: str) -> int:
-        return len(table.column(name).combine_chunks().flatten())
+        return len(list_array(table, name).values)
 
     return ShardEntry(
         name=directory.name,
