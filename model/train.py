@@ -199,7 +199,7 @@ def write_metrics(
     write_csv(directory / "loss.csv", ("step", "loss"), rows)
     last_X = parts[-1].mean(dim=0).tolist()
     flops = reader_flops(trainer.ranker.config, reader, alpha=alpha)
-    logger.info("train: %.4f GFLOP a request in training, %.4f scored", flops.training / 1e9, flops.inference / 1e9)
+    logger.info("train: %.3g GFLOP a request in training, %.3g scored", flops.training / 1e9, flops.inference / 1e9)
     content = {
         "loss": last_X[0],
         "task_losses": dict(zip(trainer.ranker.config.heads.tasks, last_X[1:], strict=True)),
