@@ -15,7 +15,12 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 
 @contextmanager
 def launched(
-    arguments: list[str], workspace: Path, *, output: IO[str] | int, environment: Mapping[str, str]
+    arguments: list[str],
+    workspace: Path,
+    *,
+    output: IO[str] | int,
+    environment: Mapping[str, str],
+    held: tuple[int, ...] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Runs this interpreter with the arguments in a session of its own; leaving the block stops whatever still runs.
 
@@ -24,6 +29,8 @@ def launched(
         workspace: working directory.
         output: where standard output and standard error go together, as for `subprocess.Popen`.
         environment: variables added to this process's own.
+        held: descriptors of lock files that stay locked until the last process of the command is gone, even when this
+            process is killed: the launcher has them too.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", str(LAUNCHER), sys.executable, *arguments],
@@ -35,6 +42,7 @@ def launched(
         text=True,
         errors="replace",
         start_new_session=True,
+        pass_fds=held,
     )
     try:
         yield process

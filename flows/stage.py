@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import re
 import subprocess
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,20 +61,33 @@ def stage_names(workspace: Path) -> tuple[str, ...]:
     return tuple(yaml.safe_load(path.read_text())["stages"])
 
 
-def run_stage(stage: str, workspace: Path, on_line: Callable[[str], None]) -> StageOutcome:
+def run_stage(
+    stage: str,
+    workspace: Path,
+    on_line: Callable[[str], None],
+    *,
+    timeout_seconds: float | None = None,
+    held: tuple[int, ...] = (),
+) -> StageOutcome:
     """Brings one stage up to date with `dvc repro --single-item`.
 
     Args:
         stage: name of a stage of the workspace's dvc.yaml.
         workspace: folder that holds dvc.yaml.
         on_line: receives every line that the stage and DVC print, as it comes, but for DVC's advice on git.
+        timeout_seconds: after which the stage is ended and has failed; never without it.
+        held: see `launched`.
 
     An exception in the caller's thread (Ctrl-C, a cancelled flow) and the death of this process both end every process
     of the stage.
     """
     kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
     command = ["-m", "dvc", "repro", "--single-item", stage]
-    with launched(command, workspace, output=subprocess.PIPE, environment={"DVC_NO_ANALYTICS": "1"}) as process:
+    environment = {"DVC_NO_ANALYTICS": "1"}
+    with (
+        launched(command, workspace, output=subprocess.PIPE, environment=environment, held=held) as process,
+        _ended_after(process, timeout_seconds) as timer,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
@@ -80,7 +95,37 @@ def run_stage(stage: str, workspace: Path, on_line: Callable[[str], None]) -> St
             if text and not _DVC_HINT.match(text):
                 on_line(text)
         code = process.wait()
+    if code and timer.has_fired:
+        return StageOutcome(stage, Status.FAILED, f"was ended after {timeout_seconds:,.0f} s, its time limit")
     return summarize(stage, kept, code)
+
+
+@dataclass
+class _Timer:
+    """Whether the time was up."""
+
+    has_fired: bool = False
+
+
+@contextmanager
+def _ended_after(process: subprocess.Popen[str], seconds: float | None) -> Iterator[_Timer]:
+    """Ends a launched process, and with it its group, when it runs for too long."""
+    state = _Timer()
+
+    def fire() -> None:
+        state.has_fired = True
+        assert process.stdin is not None
+        process.stdin.close()
+
+    timer = threading.Timer(seconds, fire) if seconds is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield state
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def summarize(stage: str, lines: Iterable[str], exit_code: int) -> StageOutcome:

@@ -1,0 +1,1 @@
+"""What `flows.retrain` is made of: dates, logs, workspace, gate, records, pages."""
