@@ -13,6 +13,7 @@ from features.errors import DataError
 from flows.commands.cluster import app as cluster_app
 from flows.commands.cluster import beam_settings
 from flows.commands.data import app as data_app
+from flows.commands.score import score
 
 PARAMS = Path("params.yaml")
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
+app.command()(score)
 
 
 class Source(StrEnum):

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from features.config import DataConfig, FeaturesConfig, Section, describe
 from features.errors import DataError
 from features.files import atomic_file
-from flows.nightly.config import RetrainConfig
 from model.config import ModelConfig
+from model.score_config import ExportConfig, ScoreConfig
 from model.train_config import EvaluateConfig, TrainConfig
 from pipelines.config import PipelinesConfig
 from pipelines.validate_config import ValidateConfig
@@ -29,7 +29,8 @@ SECTIONS: tuple[type[Section], ...] = (
     ModelConfig,
     TrainConfig,
     EvaluateConfig,
-    RetrainConfig,
+    ExportConfig,
+    ScoreConfig,
 )
 
 

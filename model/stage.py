@@ -18,14 +18,19 @@ from model.config import ModelConfig
 
 def run_stage(stage: Callable[[], None]) -> None:
     """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
-    # Importing fbgemm sets up the root logger and says much at INFO: hence force, and INFO for our own loggers alone.
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in ("model", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    log_to_stderr()
     try:
         stage()
     except DataError as error:
         sys.exit(f"error: {error}")
+
+
+def log_to_stderr() -> None:
+    """Shows the progress of our own modules and the warnings of all."""
+    # Importing fbgemm sets up the root logger and says much at INFO: hence force, and INFO for our own loggers alone.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for name in ("model", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def device_of(name: str, key: str) -> torch.device:

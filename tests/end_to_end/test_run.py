@@ -36,7 +36,14 @@ SMALL = (
     "train.num_epochs=1",
     "train.checkpoint_every_steps=1",
 )
-WRITES_A_DIRECTORY = {"ingest": "data", "vocab": "data", "streams": "data", "train": "models"}
+WRITES_A_DIRECTORY = {
+    "ingest": "data",
+    "vocab": "data",
+    "streams": "data",
+    "train": "models",
+    "export": "models",
+    "score": "data",
+}
 
 pytestmark = pytest.mark.slow
 
