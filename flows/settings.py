@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from features.config import DataConfig, FeaturesConfig, Section, describe
 from features.errors import DataError
 from features.files import atomic_file
+from flows.nightly.config import RetrainConfig
 from model.config import ModelConfig
 from model.score_config import ExportConfig, ScoreConfig
 from model.train_config import EvaluateConfig, TrainConfig
@@ -31,6 +32,7 @@ SECTIONS: tuple[type[Section], ...] = (
     EvaluateConfig,
     ExportConfig,
     ScoreConfig,
+    RetrainConfig,
 )
 
 
