@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +17,25 @@ from features.calendar import evaluation_cut_ms
 from features.config import DataConfig
 from features.errors import DataError
 from features.files import read_json
+from features.manifest import file_entry
 from features.schema import EVENTS, check_schema, side_table_schema
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A range of row groups of one Parquet file; `name` is the same in every run and unique in it."""
+    """A range of row groups of one Parquet file.
+
+    Attributes:
+        name: the same in every run and unique in it.
+        version: of the file when it was planned, see `file_version`.
+    """
 
     path: str
     name: str
     first_group: int
     last_group: int
     rows: int
+    version: str
 
 
 def plan_units(events: Path, rows_per_unit: int) -> list[Unit]:
@@ -36,8 +47,39 @@ def plan_units(events: Path, rows_per_unit: int) -> list[Unit]:
     return [unit for path in sorted(events.glob("date=*/*.parquet")) for unit in _units_of(path, events, rows_per_unit)]
 
 
+def file_version(path: str | Path) -> str:
+    """What tells a file from one that was put in its place, or written over it, meanwhile."""
+    status = os.stat(path)
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def check_unchanged(units: Iterable[Unit]) -> None:
+    """Refuses files that are not those that were planned.
+
+    Raises:
+        DataError: names the first such file.
+    """
+    for path, version in sorted({(unit.path, unit.version) for unit in units}):
+        try:
+            found = file_version(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: was removed while it was read; run the stage again") from None
+        if found != version:
+            raise DataError(f"{path}: was replaced while it was read; run the stage again when nothing writes there")
+
+
+def events_digest(events: Path) -> str:
+    """Hex digest of the content of an EVENTS directory: its days and side tables, but not its account."""
+    paths = sorted(events.rglob("*.parquet"))
+    with ThreadPoolExecutor() as threads:
+        entries = threads.map(file_entry, paths)
+    text = "".join(f"{path.relative_to(events)} {entry.sha256}\n" for path, entry in zip(paths, entries, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
     try:
+        version = file_version(path)
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
@@ -47,7 +89,7 @@ def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= rows_per_unit or group == metadata.num_row_groups - 1:
-            units.append(Unit(str(path.absolute()), f"{stem}-{first:05d}", first, group + 1, rows))
+            units.append(Unit(str(path.absolute()), f"{stem}-{first:05d}", first, group + 1, rows, version))
             first, rows = group + 1, 0
     return units
 
@@ -56,13 +98,16 @@ def read_unit(unit: Unit) -> pa.Table:
     """The rows of a unit, schema EVENTS.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is damaged, or is another one than when it was planned.
     """
     groups = list(range(unit.first_group, unit.last_group))
     try:
         with pq.ParquetFile(unit.path) as source:
-            return source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
-    except (OSError, pa.ArrowException) as error:
+            table = source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+        check_unchanged([unit])
+        return table
+    except (OSError, IndexError, pa.ArrowException) as error:
+        check_unchanged([unit])
         problem = " ".join(str(error).split())
         raise DataError(f"{unit.path}: cannot be read, run the ingest stage again: {problem}") from None
 

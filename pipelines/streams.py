@@ -25,7 +25,7 @@ from features.spec import CategoricalField, FeatureSpec
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
-from pipelines.events import Unit, cut_of, plan_units
+from pipelines.events import Unit, check_unchanged, cut_of, events_digest, plan_units
 from pipelines.progress import Phase, log_progress
 from pipelines.shard_build import StreamsPlan, build_shards, write_shard
 from pipelines.shard_report import ShardReport, summarise
@@ -94,7 +94,9 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
             shards=tuple(report.entry for report in reports),
             content_checksum=sum((report.fingerprint for report in reports), Fingerprint()).hex,
         )
-        write_json(temporary / "stats.json", summarise(temporary, manifest, reports, features=features))
+        stats = summarise(temporary, manifest, reports, features=features) | {"events_digest": events_digest(events)}
+        check_unchanged(units)  # the digest must be that of what was read
+        write_json(temporary / "stats.json", stats)
         write_manifest(temporary, manifest)
     seconds = time.monotonic() - start
     _LOG.info("%s rows in %.1f s, %s a second", f"{num_rows:,}", seconds, f"{num_rows / seconds:,.0f}")

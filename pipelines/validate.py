@@ -26,6 +26,7 @@ from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.drift_page import write_drift_page
 from pipelines.engine import run_pipeline, run_stage
+from pipelines.events import events_digest
 from pipelines.profiles import PROFILES, build_profile, keep_profile, load_baseline, profile_text
 from pipelines.quality_gate import GateReport, judge, require_no_drift, summary, table
 from pipelines.streams import feature_spec
@@ -99,6 +100,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
         "params": _check_params(dataset, params_hash(data, features)),
         "vocabulary": _check_vocabulary(dataset, features, vocabularies),
         "accounts": _check_accounts(dataset, inputs),
+        "events": _check_events(dataset, inputs),
     }
     rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
     with atomic_file(out) as path:
@@ -189,6 +191,16 @@ def _check_vocabulary(dataset: StreamsDataset, features: FeaturesConfig, vocabul
     if manifest.spec != feature_spec(features, vocabularies):
         raise DataError(f"{path}: check 'vocabulary': spec has not the sizes of the vocabulary and the settings")
     return vocabularies.sizes
+
+
+def _check_events(dataset: StreamsDataset, inputs: Inputs) -> Figures:
+    """The dataset is made of these events; counts alone would not tell corrected rows from those before."""
+    if read_json(inputs.streams / "stats.json").get("events_digest") != events_digest(inputs.events):
+        raise DataError(
+            f"{dataset.path}: check 'events': made of other events than those in {inputs.events}; run the streams stage"
+            " again"
+        )
+    return {}
 
 
 def _check_accounts(dataset: StreamsDataset, inputs: Inputs) -> Figures:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import yaml
 from apache_beam.testing.util import assert_that, equal_to
 
 import pipelines.shard_build
+import pipelines.streams
 from features.dataset import open_dataset
 from features.errors import DataError
 from features.files import read_json, write_json
@@ -27,7 +29,7 @@ from features.shard import EVAL
 from features.vocabulary import Vocabulary, VocabularySet, key_type
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline
-from pipelines.events import plan_units, read_unit
+from pipelines.events import Unit, plan_units, read_unit
 from pipelines.shard_build import SpillUnit
 from pipelines.streams import build_streams
 
@@ -179,7 +181,11 @@ def test_the_number_of_shards_does_not_show_in_the_content(build, events, num_sh
 def test_the_order_of_the_rows_and_their_files_does_not_show_in_a_byte(build, events, tmp_path):
     shuffled = make_events().take(pa.array(np.random.default_rng(0).permutation(NUM_ROWS)))
     write_events(tmp_path / "shuffled", shuffled, rows_per_file=70, rows_per_group=7)
-    assert bytes_of(build(events, "first")) == bytes_of(build(tmp_path / "shuffled", "second"))
+    first, second = bytes_of(build(events, "first")), bytes_of(build(tmp_path / "shuffled", "second"))
+    stats = [json.loads(found.pop("stats.json")) for found in (first, second)]
+    assert first == second
+    assert stats[0].pop("events_digest") != stats[1].pop("events_digest")
+    assert stats[0] == stats[1]
 
 
 def test_another_row_is_another_content(build, events, tmp_path):
@@ -243,6 +249,49 @@ def test_a_failed_run_leaves_the_dataset_before_it(build, events):
     with pytest.raises(DataError, match=r"part-000\.parquet"):
         build(events)
     assert bytes_of(events.parent / "streams") == before
+
+
+class _Replaces(SpillUnit):
+    """Puts another file, as long and as good, in the place of the one that was planned."""
+
+    def process(self, unit):
+        copy = Path(unit.path).with_suffix(".copy")
+        shutil.copy2(unit.path, copy)
+        copy.replace(unit.path)
+        yield from super().process(unit)
+
+
+def test_a_day_file_replaced_while_it_is_read_is_named(build, events, monkeypatch):
+    monkeypatch.setattr(pipelines.shard_build, "SpillUnit", _Replaces)
+    with pytest.raises(DataError, match=r"part-000\.parquet: was replaced while it was read; run the stage again"):
+        build(events)
+    assert not (events.parent / "streams").exists()
+
+
+def test_a_day_file_replaced_after_it_was_read_is_named(build, events, monkeypatch):
+    digest = pipelines.streams.events_digest
+
+    def replace_first(directory: Path) -> str:
+        path = min(directory.glob("date=*/*.parquet"))
+        pq.write_table(pq.read_table(path), path)
+        return digest(directory)
+
+    monkeypatch.setattr(pipelines.streams, "events_digest", replace_first)
+    with pytest.raises(DataError, match=r"date=1970-01-01/part-000\.parquet: was replaced while it was read"):
+        build(events)
+
+
+def test_a_day_file_that_vanishes_is_named(build, events, monkeypatch):
+    planned = pipelines.streams.plan_units
+
+    def plan_and_remove(directory: Path, rows_per_unit: int) -> list[Unit]:
+        units = planned(directory, rows_per_unit)
+        Path(units[0].path).unlink()
+        return units
+
+    monkeypatch.setattr(pipelines.streams, "plan_units", plan_and_remove)
+    with pytest.raises(DataError, match=r"part-000\.parquet: was removed while it was read"):
+        build(events)
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "users.parquet", "stats.json"])

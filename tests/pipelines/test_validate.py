@@ -195,6 +195,15 @@ def test_a_lost_event_file_is_noticed(folder):
     fails(folder, "check 'accounts': ingest's kept = rows of the event files")
 
 
+def test_events_with_corrected_rows_are_not_those_of_the_dataset(folder):
+    """Counts and ids are those of before, so nothing else tells."""
+    path = next(folder.glob("events/date=*/*.parquet"))
+    rows = pq.read_table(path)
+    watch_ms = pa.array([1] * len(rows), pa.int32())
+    pq.write_table(rows.set_column(rows.schema.get_field_index("watch_ms"), EVENTS.field("watch_ms"), watch_ms), path)
+    fails(folder, "check 'events': made of other events than those in .*; run the streams stage again")
+
+
 def test_a_flipped_byte_is_noticed(folder):
     path = folder / "streams" / USERS_FILE
     content = bytearray(path.read_bytes())
