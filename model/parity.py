@@ -8,7 +8,6 @@ Every row is the same checkpoint, its embedding rows or its layers in fewer bits
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import logging
 import platform
 import time
@@ -27,7 +26,7 @@ from model.embeddings import table_fields
 from model.evaluation import Scores, measure
 from model.export_tables import segment_rows
 from model.loss import task_labels
-from model.parity_table import ParityTable, TaskFigures, VariantFigures, table_lines
+from model.parity_table import ParityTable, TaskFigures, VariantFigures, table_lines, versions
 from model.progress import Progress
 from model.quantize import TableFormat
 from model.ranker import Ranker
@@ -179,17 +178,6 @@ def device_name(config: ScoreConfig) -> str:
     if config.device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    found = {"torch": str(torch.__version__)}
-    for name in ("fbgemm-gpu", "fbgemm-gpu-cpu", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def run(params: Path, streams: Path, model: Path, *, out: Path, max_requests: int | None) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,14 @@ def table_lines(table: ParityTable, tasks: Sequence[str]) -> list[str]:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    found = {"torch": str(torch.__version__)}
+    for name in ("fbgemm-gpu", "fbgemm-gpu-cpu", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
