@@ -106,7 +106,7 @@ class Setting:
 
 
 FULL = Setting("cuda", "triton", "bf16", 16384, 512, 512, 4, 8, 3, 512, 256, 400_000, 64, 100)
-TINY = Setting("cpu", "reference", "fp32", 96, 24, 32, 2, 4, 2, 16, 16, 400, 8, 4)
+TINY = Setting("cpu", "reference", "fp32", 96, 24, 32, 2, 4, 2, 16, 16, 8000, 8, 4)
 
 
 def random_batch(spec: FeatureSpec, length: int, num_candidates: int, seed: int) -> Batch:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -15,18 +15,13 @@ from torch import Tensor
 from model.batch import Batch
 from model.embeddings import TokenEmbeddings, table_fields
 from model.export_tables import segment_rows
-from model.quantize import RowFormat, TableFormat
+from model.quantize import Precision, RowFormat, TableFormat
 from model.quantize_tables import Placement, QuantizedTables
 from model.scorer_model import ServedModel
 from model.tables import EmbeddingTables
 
 _REPEATS = 30
-_FORMATS = (
-    TableFormat(rows=RowFormat(precision="fp32")),
-    TableFormat(rows=RowFormat(precision="fp16")),
-    TableFormat(rows=RowFormat(precision="int8")),
-    TableFormat(rows=RowFormat(precision="int4"), small_rows=1000),
-)
+_SMALL_ROWS = 1000
 _GROUP_SIZE = 128
 
 
@@ -35,10 +30,10 @@ class TransferFigures:
     """One precision.
 
     Attributes:
-        rows: looked up for one request, repeated ones counted each time.
+        rows: of large tables that one request looks up, repeated ones counted each time.
         unique_rows: without repetitions.
         row_bytes: of a large table's row in the bundle; in memory a GPU's row may be padded.
-        table_bytes: of all rows in host memory.
+        table_bytes: of all rows in memory.
         copy_bytes, copy_ms: the unique rows, gathered into page-locked memory and copied; the gathering not timed.
         lookup_ms: the lookup with the rows in host memory: reads them over the bus and sums them as fp32.
         lookup_device_ms: the same with the rows in the device's memory; None on a CPU.
@@ -71,9 +66,10 @@ def transfer_figures(model: ServedModel, tables: Mapping[str, Tensor], batch: Ba
         tables: (rows, D) float32 weights by name.
         batch: one request.
     """
-    formats = list(_FORMATS)
+    rows = [RowFormat(precision=precision) for precision in get_args(Precision)]
     if model.config.dim > _GROUP_SIZE:
-        formats.append(TableFormat(rows=RowFormat(precision="int4", group_size=_GROUP_SIZE), small_rows=1000))
+        rows.append(RowFormat(precision="int4", group_size=_GROUP_SIZE))
+    formats = [TableFormat(rows=one, small_rows=_SMALL_ROWS) for one in rows]
     return [_figures(model, tables, batch, table_format=table_format) for table_format in formats]
 
 
@@ -92,19 +88,18 @@ def _figures(
         rows_L, offsets_N1 = _looked_up(model, quantised, batch)
         placed[placement] = _milliseconds(partial(quantised, rows_L, offsets_N1), device)
         table_bytes = quantised.num_bytes
-    unique = rows_L.unique()
-    ends = torch.tensor([segment.num_rows for segment in quantised.segments], device=device).cumsum(0)
-    counts = torch.bucketize(unique, ends, right=True).bincount(minlength=len(ends)).tolist()
-    sizes = [segment.rows.row_bytes(config.dim) for segment in quantised.segments]
-    copy_bytes = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    large = quantised.segments[0]
+    large_rows_L = rows_L[rows_L < large.num_rows]
+    unique_rows = large_rows_L.unique().numel()
+    row_bytes = large.rows.row_bytes(config.dim)
     return TransferFigures(
         label=table_format.label,
-        rows=rows_L.numel(),
-        unique_rows=unique.numel(),
-        row_bytes=sizes[0],
+        rows=large_rows_L.numel(),
+        unique_rows=unique_rows,
+        row_bytes=row_bytes,
         table_bytes=table_bytes,
-        copy_bytes=copy_bytes,
-        copy_ms=_copy_milliseconds(copy_bytes, device),
+        copy_bytes=unique_rows * row_bytes,
+        copy_ms=_copy_milliseconds(unique_rows * row_bytes, device),
         lookup_ms=placed["host"],
         lookup_device_ms=placed.get("device"),
     )

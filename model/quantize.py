@@ -69,10 +69,11 @@ class RowFormat(Closed):
 
 @dataclass(frozen=True)
 class Segment:
-    """Tables that are stored alike, one after the other."""
+    """Tables that are stored alike, one after the other; `is_small` if they are those of few rows."""
 
     fields: tuple[CategoricalField, ...]
     rows: RowFormat
+    is_small: bool
 
     @property
     def num_rows(self) -> int:
@@ -84,8 +85,8 @@ class TableFormat(Closed):
     """How a model's tables are stored.
 
     rows: of a large table.
-    small_rows: with int4, tables of at most this many rows are int8. Such a row is part of most tokens, so its error
-        counts often, and its bytes do not count.
+    small_rows: tables of at most this many rows are a segment of their own, which a GPU holds in its memory and which
+        has at least 8 bits. Such a row is part of most tokens: its error and its way count often, its bytes do not.
     """
 
     rows: RowFormat
@@ -98,10 +99,10 @@ class TableFormat(Closed):
 
     def segments(self, fields: tuple[CategoricalField, ...]) -> tuple[Segment, ...]:
         """Tables by how they are stored, in the order in which they are laid out."""
-        limit = self.small_rows if self.rows.precision == "int4" else 0
-        large = tuple(field for field in fields if field.size > limit)
-        small = tuple(field for field in fields if field.size <= limit)
-        both = (Segment(large, self.rows), Segment(small, RowFormat(precision="int8")))
+        large = tuple(field for field in fields if field.size > self.small_rows)
+        small = tuple(field for field in fields if field.size <= self.small_rows)
+        of_small = RowFormat(precision="int8") if self.rows.precision == "int4" else self.rows
+        both = (Segment(large, self.rows, is_small=False), Segment(small, of_small, is_small=True))
         return tuple(segment for segment in both if segment.fields)
 
     def num_bytes(self, fields: tuple[CategoricalField, ...], dim: int) -> int:

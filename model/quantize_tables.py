@@ -1,7 +1,8 @@
 """The embedding tables of a served model: the interface of `model.tables`, rows in few bits, fbgemm's n-bit lookup.
 
-On a GPU the rows stay in page-locked host memory unless they are to live on the device. The lookup kernel then reads
-over the bus just the rows that it is asked for, in the bits that they have, and makes numbers of them on the device.
+On a GPU the rows of large tables stay in page-locked host memory unless they are to live on the device. The lookup
+kernel then reads over the bus just the rows that it is asked for, in the bits that they have, and makes numbers of them
+on the device.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class QuantizedTables(nn.Module):
             dim: D.
             table_format: how a row is stored.
             device: where sums come out.
-            placement: where the rows lie when the device is a GPU.
+            placement: where the rows of large tables lie when the device is a GPU.
 
         Raises:
             DataError: there are more rows than the lookup can address.
@@ -61,10 +62,15 @@ class QuantizedTables(nn.Module):
         self.num_groups = [segment.rows.num_groups(dim) for segment in self.segments]
         if sum(self.sizes.values()) > _MAX_ROWS:
             raise DataError(f"{sum(self.sizes.values())} embedding rows, a served model has at most {_MAX_ROWS}")
-        location = _location(device, placement)
         self.lookup = IntNBitTableBatchedEmbeddingBagsCodegen(
             [
-                (f"{number}.{group}", segment.num_rows, dim // groups, _TYPES[segment.rows.precision], location)
+                (
+                    f"{number}.{group}",
+                    segment.num_rows,
+                    dim // groups,
+                    _TYPES[segment.rows.precision],
+                    _location(device, "device" if segment.is_small else placement),
+                )
                 for number, (segment, groups) in enumerate(zip(self.segments, self.num_groups, strict=True))
                 for group in range(groups)
             ],

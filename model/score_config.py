@@ -21,7 +21,7 @@ class ExportConfig(Section):
 
     embeddings: precision of the rows.
     group_size: int4 values that share a scale, null for one scale a row.
-    small_rows: with int4, tables of at most this many rows are stored in int8.
+    small_rows: tables of at most this many rows are int8 where others are int4, and in a GPU's memory.
     parity_requests: requests, evenly spaced over the window, that every precision is measured on; null for all.
     """
 
@@ -54,7 +54,7 @@ class ScoreConfig(Section):
     device, num_threads: as in `evaluate`.
     impl: which kernels run, whatever the model was trained with.
     compute: what the layers compute in; tables, norms, residuals and heads stay fp32.
-    placement: of the embedding rows when the device is a GPU; `host` keeps them quantised in host memory.
+    placement: of large tables' rows when the device is a GPU; `host` keeps them quantised in host memory.
     tokens_per_batch: history tokens and candidates that are encoded together, at most; a larger request goes alone.
     micro_batch_size: candidates that go through the layers together, at most.
     """
