@@ -13,7 +13,7 @@ SYNTHETIC := data/raw/synthetic
 BENCHMARKS := $(subst /,.,$(basename $(sort $(wildcard */bench.py */bench_*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test lint bench kill-loop wheel
 
 help:
 	@echo 'make demo            synthetic logs to an evaluated model and a report'
@@ -21,6 +21,8 @@ help:
 	@echo 'make test            all tests'
 	@echo 'make lint            ruff, mypy and the import rules'
 	@echo 'make bench           benchmarks, figures into bench/'
+	@echo 'make kill-loop       kills the data stages at 20 random moments and looks at what is left'
+	@echo 'make wheel           the code as a wheel in dist/, for the workers of a cluster'
 	@echo 'make install         only makes $(VENV); add TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small torch'
 
 install: $(READY)
@@ -52,3 +54,13 @@ lint: $(READY)
 # Each runs, whatever becomes of the others: one wants a GPU, another the data of a run.
 bench: $(READY)
 	@status=0; for module in $(BENCHMARKS); do $(BIN)/python -m $$module || status=1; done; exit $$status
+
+kill-loop: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipelines.bench.kill_loop $(ARGS)
+
+# From a clean build folder: setuptools packs whatever an earlier build left there.
+wheel: $(READY)
+	rm -rf build
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+	@ls dist/*.whl
