@@ -13,6 +13,8 @@ from features.errors import DataError
 from flows.commands.cluster import app as cluster_app
 from flows.commands.cluster import beam_settings
 from flows.commands.data import app as data_app
+from flows.commands.models import app as models_app
+from flows.commands.retrain import retrain
 from flows.commands.score import score
 
 PARAMS = Path("params.yaml")
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
+app.command()(retrain)
 app.add_typer(cluster_app, name="cluster")
 app.command()(score)
 

@@ -34,12 +34,12 @@ def run_stages(workspace: Path, until: str | None) -> int:
         DataError: there is no such stage, or another run holds the workspace.
     """
     stages = stages_until(workspace, until)
-    with exclusive(workspace), _sigterm_unwinds(), prefect_api(workspace):
-        _log_failures_once()
+    with exclusive(workspace), sigterm_unwinds(), prefect_api(workspace):
+        log_failures_once()
         try:
             state = hstu2_run(workspace, stages, return_state=True)
         finally:
-            _send_logs()
+            send_logs()
     if state.is_completed():
         print(state.message)
         return 0
@@ -96,7 +96,7 @@ def exclusive(workspace: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
+def sigterm_unwinds() -> Iterator[None]:
     """Turns SIGTERM into an exception, so that the stage's processes and the server are stopped on the way out."""
 
     def leave(number: int, _: object) -> None:
@@ -109,7 +109,7 @@ def _sigterm_unwinds() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _log_failures_once() -> None:
+def log_failures_once() -> None:
     """Drops the record in which Prefect shows a failed state with an empty traceback before it logs the same state."""
     logging.getLogger("prefect.task_runs").addFilter(_is_no_repetition)
 
@@ -118,7 +118,7 @@ def _is_no_repetition(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Task run failed with state")
 
 
-def _send_logs() -> None:
+def send_logs() -> None:
     """Waits until Prefect's background thread has handed the run's log to the server, which stops next."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:

@@ -146,8 +146,12 @@ class Records:
 
     def save(self, record: NightRecord) -> None:
         """Writes a record, in place of an earlier one, and ends the night."""
-        write_json(self._path(record.date), record.model_dump(mode="json"))
+        self.write(record)
         (self._folder / _RUNNING).unlink(missing_ok=True)
+
+    def write(self, record: NightRecord) -> None:
+        """Writes a record and leaves the night that is under way alone."""
+        write_json(self._path(record.date), record.model_dump(mode="json"))
 
     def running(self) -> Running | None:
         """The night that is under way or was killed."""

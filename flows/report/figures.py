@@ -36,7 +36,8 @@ def fragment(figure: go.Figure, name: str) -> str:
     )
 
 
-def _styled(figure: go.Figure, height: int, **margins: int) -> go.Figure:
+def styled(figure: go.Figure, height: int, **margins: int) -> go.Figure:
+    """The look that all figures share: fonts, colours, no tools."""
     figure.update_layout(
         height=height,
         margin={"l": 56, "r": 12, "t": 8, "b": 44, **margins},
@@ -65,7 +66,7 @@ def ne_gain_figure(tasks: Sequence[str], gains: Sequence[float]) -> go.Figure:
             hovertemplate="%{y}: %{x:.2f} %<extra></extra>",
         )
     )
-    _styled(figure, 60 + 34 * len(tasks), l=128, r=64)
+    styled(figure, 60 + 34 * len(tasks), l=128, r=64)
     figure.update_yaxes(autorange="reversed", tickfont={"color": INK, "size": 13}, showgrid=False, showline=False)
     low, high = 100 * min([0.0, *gains]), 100 * max([0.0, *gains])
     span = max(high - low, 1e-3)
@@ -117,7 +118,7 @@ def loss_figure(steps: Sequence[float], losses: Sequence[float]) -> go.Figure:
         )
     else:
         figure.update_traces(line={"color": ACCENT, "width": 2.2})
-    _styled(figure, 300, t=34)
+    styled(figure, 300, t=34)
     figure.update_xaxes(title={"text": "step", "font": {"size": 12.5, "color": MUTED}})
     figure.update_yaxes(title={"text": "training loss", "font": {"size": 12.5, "color": MUTED}}, nticks=6)
     return figure
@@ -137,7 +138,7 @@ def lengths_figure(shares: LengthShares, max_length: int | None) -> go.Figure:
             marker={"color": color},
             hovertemplate="%{x} events: %{y:.1f} %<extra>" + name + "</extra>",
         )
-    _styled(figure, 300, t=34, b=72)
+    styled(figure, 300, t=34, b=72)
     figure.update_xaxes(
         type="category", tickangle=-40, title={"text": "events", "font": {"size": 12.5, "color": MUTED}}
     )
@@ -179,7 +180,7 @@ def mask_figure(drawn: DrawnMask) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    _styled(figure, 380, l=92, t=30, b=8, r=8)
+    styled(figure, 380, l=92, t=30, b=8, r=8)
     parts = [(0, contextual, "contextual"), (contextual, end, "history, newest first"), (end, length, "candidates")]
     ticks = [(low + high - 1) / 2 for low, high, _ in parts if high > low]
     labels = [name for low, high, name in parts if high > low]
@@ -218,7 +219,7 @@ def calibration_figure(points: Sequence[CalibrationPoint]) -> go.Figure:
         customdata=[point.count for point in points],
         hovertemplate="predicted %{x:.4f}, observed %{y:.4f}, %{customdata:,} candidates<extra></extra>",
     )
-    _styled(figure, 210, l=44, r=8, t=4, b=34)
+    styled(figure, 210, l=44, r=8, t=4, b=34)
     figure.update_layout(showlegend=False)
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(range=[0, top], nticks=4, tickangle=0, tickfont={"color": MUTED, "size": 11})

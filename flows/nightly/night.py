@@ -1,0 +1,346 @@
+"""One data date, step by step. Every step may be cut off at any point and done again; Prefect only wraps them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from features.config import DataConfig
+from features.errors import DataError
+from features.files import atomic_file, read_json
+from features.profile import Profile
+from flows.models import ModelStore, Promotion, StoredModel
+from flows.nightly import gate
+from flows.nightly.config import RetrainConfig
+from flows.nightly.dates import DAY, day_end
+from flows.nightly.dvc import Commands
+from flows.nightly.logs import freeze, has_settled, list_logs, wait_for_logs
+from flows.nightly.plan import Window, look_at_window, window_settings
+from flows.nightly.record import DataAccount, GateReport, NightRecord, Outcome, Records, Running
+from flows.nightly.workspace import LOGS, NightlyPlaces, git, record_commit
+from flows.settings import apply_changes, check_params
+from flows.stage import Status, run_stage, stage_names
+from pipelines.profiles import keep_profile
+
+PREDICTIONS = "predictions.arrow"
+
+
+@dataclass
+class Progress:
+    """What the steps of a night found, for its record; the marker on disk tells where it is."""
+
+    records: Records
+    date: datetime.date
+    started_at: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+    seconds: dict[str, float] = field(default_factory=dict)
+    step: str = "start"
+    resumed: str | None = None
+    window: Window | None = None
+    profile: str | None = None
+    model: StoredModel | None = None
+    report: GateReport | None = None
+    tag: str | None = None
+    pushed: bool = False
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Names the step on disk and takes its time."""
+        self.step = step
+        self.records.mark(Running(date=self.date, pid=os.getpid(), started_at=self.started_at, step=step))
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - start, 2)
+
+
+@dataclass(frozen=True)
+class Night:
+    """A data date on a base commit.
+
+    Attributes:
+        places: of the repository.
+        date: the data date.
+        base: commit whose code and settings it runs; the worktree is there already.
+        config, data: its settings, as committed.
+        commands: what runs in the worktree.
+        progress: what was found so far.
+    """
+
+    places: NightlyPlaces
+    date: datetime.date
+    base: str
+    config: RetrainConfig
+    data: DataConfig
+    commands: Commands
+    progress: Progress
+
+    @property
+    def workspace(self) -> Path:
+        """The worktree."""
+        return self.places.workspace
+
+    @property
+    def store(self) -> ModelStore:
+        """The store of models."""
+        return ModelStore(self.places.models)
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages to run."""
+        return stage_names(self.workspace)
+
+    def wait(self, patience_seconds: float) -> None:
+        """Waits until the date's logs have arrived and are not written any more.
+
+        Args:
+            patience_seconds: wait so long from now even when the deadline has passed.
+
+        Raises:
+            DataError: they have not come by the deadline.
+        """
+        folder, pattern = logs_folder(self.places, self.config), self.config.day_pattern
+
+        def look() -> bool:
+            files = list_logs(folder, pattern)
+            return has_settled(files, self.date, now=time.time(), settle_seconds=self.config.settle_seconds)
+
+        deadline = day_end(self.date, self.data.timezone).timestamp() + 60 * self.config.deadline_minutes
+        arrived = wait_for_logs(
+            look,
+            deadline=max(deadline, time.time() + patience_seconds),
+            poll_seconds=self.config.poll_seconds,
+            on_wait=lambda left: self.commands.say(
+                f"the logs of {self.date} are not there; waiting {left:,.0f} s more"
+            ),
+        )
+        if not arrived:
+            name = self.date.strftime(pattern)
+            raise DataError(
+                f"{folder}: no logs of {self.date} ({name}) by the deadline; run the date when they are there"
+            )
+
+    def freeze(self) -> None:
+        """Copies the window's logs into the worktree and has DVC track them."""
+        files = list_logs(logs_folder(self.places, self.config), self.config.day_pattern)
+        records = self.progress.records.all()
+        window = look_at_window(files, self.date, self.config, places=self.places, records=records)
+        self.progress.window = window
+        account = window.account
+        for what, days in (("left out, their own night failed", account.left_out), ("without logs", account.absent)):
+            if days:
+                self.commands.say(f"days {what}: {', '.join(map(str, days))}")
+        freeze(window.files, window.snapshot, self.workspace / LOGS)
+        self.commands.track(LOGS)
+
+    def configure(self) -> None:
+        """Writes the worktree's params.yaml: the committed one with the night's edits.
+
+        Raises:
+            DataError: the result is not valid.
+        """
+        assert self.progress.window is not None
+        path = self.workspace / "params.yaml"
+        text = git(self.workspace, "show", f"{self.base}:params.yaml") + "\n"
+        settings = window_settings(
+            self.date, self.config, self.progress.window, champion=self.champion(), baseline=self.baseline()
+        )
+        known = {f"{section}.{name}" for section, group in yaml.safe_load(text).items() for name in group}
+        edits = {key: value for key, value in settings.items() if ".".join(key.split(".")[:2]) in known}
+        text = apply_changes(text, edits, path)
+        check_params(text, path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(text)
+
+    def champion(self) -> Promotion | None:
+        """The champion that this date is measured against: none that this very date has made.
+
+        A night that was killed just after its promotion finds itself on the throne, and is measured as before.
+        """
+        reign = [promotion for promotion in self.store.reign() if promotion.date != self.date]
+        current = self.store.champion()
+        return current if current is None or current.date != self.date else next(reversed(reign), None)
+
+    def baseline(self) -> str | None:
+        """Name of the profile of the newest night before this one that passed `validate`."""
+        records = self.progress.records.all()
+        kept = [record.profile for day, record in records.items() if day < self.date and record.profile is not None]
+        return kept[-1] if kept else None
+
+    def stage(self, name: str) -> str:
+        """Runs a stage; returns how it ended.
+
+        Raises:
+            DataError: it failed; its own words.
+        """
+        outcome = run_stage(
+            name,
+            self.workspace,
+            self.commands.say,
+            timeout_seconds=60 * self.config.stage_timeout_minutes,
+            held=self.commands.held,
+        )
+        if outcome.status is Status.FAILED:
+            raise DataError(outcome.error)
+        path = self.workspace / "data" / "profile.json"
+        if name == "validate" and path.is_file():
+            profile = Profile.model_validate(read_json(path))
+            self.progress.profile = keep_profile(profile, self.places.folder / "profiles").name
+        return outcome.status.value
+
+    def judge(self) -> GateReport:
+        """Stores the model, scores the window with it and the champion, and decides."""
+        stored = self.store.add(self.workspace / "models" / "ranker", self.workspace / "data" / "vocab", self.date)
+        self.progress.model = stored
+        champion = self.champion()
+        if champion is not None and champion.date > self.date:
+            report = not_judged(f"the champion is of a later date, {champion.date}", champion.model)
+        elif champion is not None and champion.model == stored.model:
+            report = not_judged("it is the champion, byte for byte", champion.model)
+        else:
+            report = self._compare(stored, champion)
+        self.progress.report = report
+        return report
+
+    def _compare(self, stored: StoredModel, champion: Promotion | None) -> GateReport:
+        predictions = (self.places.folder / PREDICTIONS).absolute()
+        models = {gate.CHALLENGER: stored.model} | ({} if champion is None else {gate.CHAMPION: champion.model})
+        arguments = [
+            f"--model={name}={os.path.relpath(self.store.path(model), self.workspace)}"
+            for name, model in models.items()
+        ]
+        self.commands.python("-m", "model.predict", *arguments, "--out", str(predictions))
+        return gate.judge(
+            gate.Predictions.load(predictions),
+            self.config.gate,
+            champion=None if champion is None else champion.model,
+            num_bytes=stored.num_bytes,
+        )
+
+    def commit(self) -> str:
+        """Commits and tags the night's params.yaml, dvc.lock and logs.dvc."""
+        report = self.progress.report
+        assert report is not None
+        word = "promote" if report.promote else "keep the champion"
+        message = f"Retrain {self.date}: {word}\n\n{report.reason}\n"
+        self.progress.tag = record_commit(self.places, self.base, date=str(self.date), message=message)
+        return self.progress.tag
+
+    def push(self) -> None:
+        """Uploads everything that the commit names, and what earlier nights could not.
+
+        Raises:
+            DataError: the remote cannot be reached.
+        """
+        records = self.progress.records
+        behind = [record for record in records.all().values() if record.tag is not None and not record.pushed]
+        self.commands.push(all_tags=bool(behind))
+        for record in behind:
+            records.write(record.model_copy(update={"pushed": True}))
+        self.progress.pushed = True
+
+    def promote(self) -> None:
+        """Moves the pointer, if the gate said so."""
+        assert self.progress.report is not None
+        assert self.progress.model is not None
+        if self.progress.report.promote:
+            self.store.promote(self.progress.model.model, self.date, by=f"gate: {self.progress.report.reason}")
+
+    def prune(self) -> list[str]:
+        """Removes models that were not promoted and are older than `keep_days`; returns their ids."""
+        own = () if self.progress.model is None else (self.progress.model.model,)
+        return self.store.prune(self.date - self.config.keep_days * DAY, own)
+
+    def record(self, outcome: Outcome, reason: str, *, failed_step: str | None = None) -> NightRecord:
+        """Writes the final word on the date."""
+        progress, earlier = self.progress, self.progress.records.get(self.date)
+        champion, window = self.store.champion(), progress.window
+        record = NightRecord(
+            date=self.date,
+            outcome=outcome,
+            reason=reason,
+            step=failed_step,
+            attempt=1 if earlier is None else earlier.attempt + 1,
+            digest=None if window is None else window.snapshot.digest,
+            day_digest=None if window is None else window.day_digest,
+            started_at=progress.started_at,
+            seconds=progress.seconds,
+            data=None if window is None else self._account(window.account),
+            model=None if progress.model is None else progress.model.model,
+            champion=None if champion is None else champion.model,
+            gate=progress.report,
+            base=self.base,
+            profile=progress.profile,
+            tag=progress.tag,
+            pushed=progress.pushed,
+            resumed=progress.resumed,
+            earlier=() if earlier is None else (*earlier.earlier, f"{earlier.outcome}: {earlier.reason}"),
+        )
+        progress.records.save(record)
+        return record
+
+    def _account(self, account: DataAccount) -> DataAccount:
+        """The account with ingest's figures, once it has run."""
+        path = self.workspace / "data" / "events" / "stats.json"
+        if "ingest" not in self.progress.seconds or not path.is_file():
+            return account
+        stats = read_json(path)
+        return account.model_copy(update={"events": stats["kept"], "quarantined": stats["quarantined"]})
+
+
+def not_judged(reason: str, champion: str) -> GateReport:
+    """The report of a challenger that no figures were needed to refuse."""
+    return GateReport(
+        promote=False,
+        reason=reason,
+        champion=champion,
+        metric=None,
+        champion_metric=None,
+        metric_change=None,
+        num_requests=0,
+        tasks={},
+        checks=(),
+    )
+
+
+def logs_folder(places: NightlyPlaces, config: RetrainConfig) -> Path:
+    """The landing folder; a relative path is the repository's."""
+    return places.root / config.logs
+
+
+def committed_config(places: NightlyPlaces, commit: str) -> RetrainConfig:
+    """Section `retrain` of a commit's params.yaml.
+
+    Raises:
+        DataError: it is not valid.
+    """
+    with tempfile.TemporaryDirectory(prefix="hstu2-params-") as scratch:
+        params = Path(scratch) / "params.yaml"
+        params.write_text(git(places.root, "show", f"{commit}:params.yaml"))
+        return RetrainConfig.load(params)
+
+
+def begin(
+    places: NightlyPlaces, date: datetime.date, base: str, *, held: tuple[int, ...], say: Callable[[str], None]
+) -> Night:
+    """A night whose worktree is at its base commit.
+
+    Raises:
+        DataError: the committed settings are not valid.
+    """
+    params = places.workspace / "params.yaml"
+    records = Records(places.folder)
+    progress = Progress(records, date)
+    dead = records.running()
+    if dead is not None:
+        progress.resumed = f"process {dead.pid} was killed in step {dead.step} of {dead.date}"
+        say(f"{progress.resumed}; " + ("going on from there" if dead.date == date else "that date is still to be run"))
+    commands = Commands(places.workspace, held, say)
+    return Night(places, date, base, RetrainConfig.load(params), DataConfig.load(params), commands, progress)
