@@ -176,25 +176,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_content() -> Callable[..., Content]:
     """The function `random_content`."""
     return random_content
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., StreamsDataset]:
     """The function `write_content`."""
     return write_content
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_tables() -> Callable[..., StreamsDataset]:
     """The function `write_shards`."""
     return write_shards
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_params() -> Callable[..., Path]:
     """Writes the project's params.yaml with a small model; keyword arguments update sections."""
 
@@ -227,7 +227,7 @@ def write_params() -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_validation() -> Callable[..., Path]:
     """Writes a validation.json as the validate stage does, for the checksum of handwritten datasets."""
 
