@@ -19,6 +19,8 @@ from pipelines.preflight import LOCAL, check_runner
 
 # A runner may carry an error as the text of its traceback, which ends with the error and the step that raised it.
 _DATA_ERROR = f"{DataError.__module__}.{DataError.__qualname__}"
+# The three ways in which a system says that there is no room; Arrow writes the first in words of its own.
+_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 _STEP = re.compile(r" \[while running '[^\n]*\s*\Z")
 # A job service's messages come through the root logger.
 _NOISY_LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker", None)
@@ -50,6 +52,11 @@ def run_stage(stage: Callable[[], None]) -> None:
         stage()
     except DataError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        text = data_error_text(error)
+        if text is None:
+            raise
+        sys.exit(f"error: {text}")
 
 
 def log_to_stderr() -> None:
@@ -58,15 +65,21 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: not _tells_data_error(record))
+        handler.addFilter(lambda record: not _is_told(record))
 
 
 def data_error_text(error: BaseException) -> str | None:
-    """The text of the DataError that `error` is or carries, without what the runner wrote around it."""
+    """The text of the DataError that `error` is or carries, without what the runner wrote around it.
+
+    A full disk is one too, though it surfaces as an error of the system; None for any other error.
+    """
     if isinstance(error, DataError):
         return _STEP.sub("", str(error))
     _, found, text = str(error).rpartition(f"{_DATA_ERROR}: ")
-    return _STEP.sub("", text).strip() if found else None
+    if found:
+        return _STEP.sub("", text).strip()
+    no_room = _NO_ROOM.search(str(error))
+    return f"{no_room[0]}: nothing was published; make room where the stage writes" if no_room else None
 
 
 def _runner(config: PipelinesConfig) -> str | FnApiRunner:
@@ -105,7 +118,7 @@ def _quiet_data_errors() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(held)
-        if _DATA_ERROR not in printed.getvalue() and not any(map(_tells_data_error, held.records)):
+        if not _tells_data_error(printed.getvalue()) and not any(map(_is_told, held.records)):
             for record in held.records:
                 logging.getLogger(record.name).handle(record)
             sys.stderr.write(printed.getvalue())
@@ -125,5 +138,9 @@ class _HeldBack(logging.Filter):
         return record.module != "portable_runner" or record.levelno >= logging.WARNING
 
 
-def _tells_data_error(record: logging.LogRecord) -> bool:
-    return _DATA_ERROR in logging.Formatter().format(record)
+def _is_told(record: logging.LogRecord) -> bool:
+    return _tells_data_error(logging.Formatter().format(record))
+
+
+def _tells_data_error(text: str) -> bool:
+    return _DATA_ERROR in text or _NO_ROOM.search(text) is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_text_of_errors_that_carry_a_data_error():
     traceback = "Traceback ...\nfeatures.errors.DataError: first\n\nDuring handling ...\nfeatures.errors.DataError: "
     assert data_error_text(RuntimeError(f"{traceback}{TEXT} [while running 'Build-ptransform-7']\n")) == TEXT
     assert data_error_text(RuntimeError("anything else")) is None
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_is_one_line(num_workers, capfd, caplog):
+    full = OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    with pytest.raises(DataError) as caught:
+        run_pipeline(
+            lambda pipeline: pipeline | beam.Create([1]) | beam.ParDo(Fail(full)), config_of(num_workers=num_workers)
+        )
+    assert str(caught.value) == "No space left on device: nothing was published; make room where the stage writes"
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
 
 
 def test_a_stage_tells_a_data_error_in_one_line_and_exits_with_1(capsys):
