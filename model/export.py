@@ -76,10 +76,11 @@ def export(paths: ExportPaths) -> None:
             source=paths.model,
         )
         bundle = directory / "bundle"
+        categories = tuple(field.name for field in dataset.manifest.spec.item_fields[1:])
         contents = contents_of(checkpoint, config, dataset, timezone=DataConfig.load(paths.params).timezone)
         write_weights(bundle, checkpoint, contents)
         write_settings(bundle, paths.params)
-        write_ids(bundle, vocabularies, paths.events / "items.parquet", categories=features.item_categories)
+        write_ids(bundle, vocabularies, paths.events / "items.parquet", categories=categories)
         # the name is that of what decides a score, so it is known before anything is measured
         name = publish(bundle, contents).name
         logger.info("export: bundle %s, embedding rows in %s", name, contents.tables.label)
