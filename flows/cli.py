@@ -13,6 +13,7 @@ from features.errors import DataError
 from flows.commands.cluster import app as cluster_app
 from flows.commands.cluster import beam_settings
 from flows.commands.data import app as data_app
+from flows.commands.dataset import app as dataset_app
 from flows.commands.models import app as models_app
 from flows.commands.retrain import retrain
 from flows.commands.score import score
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(models_app, name="models")
 app.command()(retrain)
 app.add_typer(cluster_app, name="cluster")
@@ -99,7 +101,7 @@ def run(
 
 @app.command()
 def inspect(
-    dataset: Annotated[Path, typer.Argument(help="A streams dataset.")] = Path("data/streams"),
+    dataset: Annotated[str, typer.Argument(help="A streams dataset, or the URL of a published one.")] = "data/streams",
     user: Annotated[
         int | None, typer.Option(help="Show the streams and requests of this user of the raw logs.")
     ] = None,
@@ -111,16 +113,19 @@ def inspect(
     limit: Annotated[int, typer.Option(min=1, help="Events and requests to show of each.")] = 20,
 ) -> None:
     """Look into a streams dataset: counts and checks, one user's streams, one request."""
+    from features.remote_dataset import fetch_dataset
+    from features.storage import is_url
     from flows.inspect import describe_dataset, describe_request, describe_user
 
+    directory = fetch_dataset(dataset) if is_url(dataset) else Path(dataset)
     if user is None:
         if request is not None:
             raise typer.BadParameter("--request needs --user")
-        typer.echo(describe_dataset(dataset))
+        typer.echo(describe_dataset(directory))
     elif request is None:
-        typer.echo(describe_user(dataset, user, vocab=vocab, limit=limit))
+        typer.echo(describe_user(directory, user, vocab=vocab, limit=limit))
     else:
-        typer.echo(describe_request(dataset, user, request, vocab=vocab, limit=limit))
+        typer.echo(describe_request(directory, user, request, vocab=vocab, limit=limit))
 
 
 @app.command()
