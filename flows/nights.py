@@ -32,7 +32,7 @@ from flows.nightly.workspace import NightlyPlaces, git
 from flows.nights_logs import World
 from flows.process import interpreter_environment
 from flows.retrain import retrain
-from flows.run import log_failures_once
+from flows.run import log_failures_once, send_logs
 from flows.server import prefect_api
 from flows.settings import edit_params
 
@@ -75,9 +75,12 @@ SMALL: dict[str, Any] = {
     "model.contextual": [["user_active_degree"]],
     "model.heads.tasks": ["is_click", "is_like", "long_view"],
     "model.heads.hidden_dim": 16,
-    "train.num_epochs": 2,
+    "train.num_epochs": 3,
+    "train.batch_size": 64,
+    "train.dense_learning_rate": 0.003,
     "train.warmup_steps": 10,
     "train.checkpoint_every_steps": 20,
+    "export.parity_requests": 50,
     "evaluate.groups": {"consumption": ["is_click", "long_view"], "engagement": ["is_like"]},
     "retrain.logs": "landing",
     "retrain.window_days": 5,
@@ -277,7 +280,10 @@ def _server(simulation: Simulation) -> Iterator[None]:
     home = simulation.root.parent.absolute() / "prefect"
     with temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}), prefect_api(simulation.root):
         log_failures_once()
-        yield
+        try:
+            yield
+        finally:
+            send_logs()
 
 
 def run_nights(simulation: Simulation, num_nights: int, stop_after: float) -> bool:
