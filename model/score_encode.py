@@ -26,13 +26,13 @@ class RawCandidates:
     Attributes:
         item_id_C: (C,) int64 raw ids.
         request_ms_C: (C,) int64, the time of each candidate's request.
-        surface_C: (C,) int64 raw surfaces, masked where unknown.
+        surface_C: (C,) float64 raw surfaces, NaN where unknown.
         duration_ms_C: (C,) float64, NaN where unknown.
     """
 
     item_id_C: np.ndarray
     request_ms_C: np.ndarray
-    surface_C: np.ma.MaskedArray
+    surface_C: np.ndarray
     duration_ms_C: np.ndarray
 
 
@@ -78,8 +78,9 @@ class CandidateEncoder:
             contexts=tuple(contexts[field.name]().astype(np.int32) for field in fields),
         )
 
-    def _surface(self, surface_C: np.ma.MaskedArray) -> np.ndarray:
-        values = pa.array(surface_C.data, pa.int64(), mask=np.ma.getmaskarray(surface_C))
+    def _surface(self, surface_C: np.ndarray) -> np.ndarray:
+        unknown_C = np.isnan(surface_C)
+        values = pa.array(np.where(unknown_C, 0, surface_C).astype(np.int64), mask=unknown_C)
         return self._vocabularies.field("surface").lookup(values)
 
 

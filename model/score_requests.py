@@ -45,8 +45,7 @@ class RequestTable:
         request_id_R, user_id_R, request_ms_R: (R,) int64.
         offsets_R1: (R + 1,) int64, request r has candidates offsets[r] : offsets[r + 1].
         item_id_C: (C,) int64.
-        surface_C: (C,) int64, masked where unknown.
-        duration_ms_C: (C,) float64, NaN where unknown.
+        surface_C, duration_ms_C: (C,) float64, NaN where unknown.
         refused: the others.
     """
 
@@ -55,7 +54,7 @@ class RequestTable:
     request_ms_R: np.ndarray
     offsets_R1: np.ndarray
     item_id_C: np.ndarray
-    surface_C: np.ma.MaskedArray
+    surface_C: np.ndarray
     duration_ms_C: np.ndarray
     refused: tuple[Refusal, ...]
 
@@ -96,23 +95,21 @@ def read_requests(path: Path) -> RequestTable:
     columns = {name: _cast(table, name, pa.int64(), path) for name in _IDS}
     item_ids = _cast(table, "item_ids", pa.large_list(pa.int64()), path)
     extra = {
-        name: _cast(table, name, pa.large_list(dtype), path) if name in table.column_names else None
-        for name, dtype in (("surfaces", pa.int64()), ("durations_ms", pa.float64()))
+        name: _cast(table, name, pa.large_list(pa.float64()), path) if name in table.column_names else None
+        for name in ("surfaces", "durations_ms")
     }
     reasons = _reasons(columns, item_ids, extra)
     keep = pa.array(reasons == "")
     kept = {name: column.filter(keep).to_numpy() for name, column in columns.items()}
     items = item_ids.filter(keep)
-    surfaces = _values(extra["surfaces"], keep, items)
-    durations = _values(extra["durations_ms"], keep, items)
     return RequestTable(
         kept["request_id"],
         kept["user_id"],
         kept["request_ms"],
         np.concatenate([[0], np.cumsum(pc.list_value_length(items).to_numpy())]).astype(np.int64),
         items.flatten().to_numpy(),
-        np.ma.MaskedArray(pc.fill_null(surfaces, 0).to_numpy(), mask=surfaces.is_null().to_numpy(zero_copy_only=False)),
-        pc.fill_null(durations.cast(pa.float64()), np.nan).to_numpy(),
+        _values(extra["surfaces"], keep, items),
+        _values(extra["durations_ms"], keep, items),
         _refusals(columns, reasons),
     )
 
@@ -162,17 +159,14 @@ def _has_null_item(item_ids: pa.Array, counts: np.ndarray) -> np.ndarray:
     return np.bincount(owner[null], minlength=len(item_ids)) > 0
 
 
-def _values(lists: pa.Array | None, keep: pa.Array, items: pa.Array) -> pa.Array:
-    """One value per kept candidate; null everywhere without the column, and for requests whose list is null."""
-    total = len(items.flatten())
-    if lists is None:
-        return pa.nulls(total, pa.int64())
-    kept = lists.filter(keep)
-    values = np.ma.masked_all(total, kept.type.value_type.to_pandas_dtype())
-    known = np.repeat(~_is_null(kept), pc.list_value_length(items).to_numpy())
-    flat = kept.flatten()
-    values[known] = np.ma.MaskedArray(pc.fill_null(flat, 0).to_numpy(), mask=_is_null(flat))
-    return pa.array(values.data, kept.type.value_type, mask=np.ma.getmaskarray(values))
+def _values(lists: pa.Array | None, keep: pa.Array, items: pa.Array) -> np.ndarray:
+    """(C,) float64 of the kept candidates, NaN without the column, where a list is null and where a value is."""
+    values_C = np.full(len(items.flatten()), np.nan)
+    if lists is not None:
+        kept = lists.filter(keep)
+        known_C = np.repeat(~_is_null(kept), pc.list_value_length(items).to_numpy())
+        values_C[known_C] = pc.fill_null(kept.flatten(), np.nan).to_numpy()
+    return values_C
 
 
 def _refusals(columns: dict[str, pa.Array], reasons: np.ndarray) -> tuple[Refusal, ...]:

@@ -171,12 +171,10 @@ def _raw_candidates(request: ScoreRequest) -> RawCandidates:
     if item_id_C.ndim != 1:
         raise DataError(f"request {request.request_id}: item_ids must be one list, not {item_id_C.ndim} dimensions")
     count = item_id_C.size
-    surfaces = _floats(request, "surfaces", request.surfaces, count)
-    known = ~np.isnan(surfaces)
     return RawCandidates(
         item_id_C=item_id_C,
         request_ms_C=np.full(count, request.request_ms, np.int64),
-        surface_C=np.ma.MaskedArray(np.where(known, surfaces, 0).astype(np.int64), mask=~known),
+        surface_C=_floats(request, "surfaces", request.surfaces, count),
         duration_ms_C=_floats(request, "durations_ms", request.durations_ms, count),
     )
 
