@@ -13,6 +13,7 @@ from features.errors import DataError
 from flows.commands.cluster import app as cluster_app
 from flows.commands.cluster import beam_settings
 from flows.commands.data import app as data_app
+from flows.commands.data import local_logs, refresh_logs
 from flows.commands.dataset import app as dataset_app
 from flows.commands.models import app as models_app
 from flows.commands.retrain import retrain
@@ -45,8 +46,11 @@ class Source(StrEnum):
 @app.command()
 def run(
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of raw logs; kept in params.yaml (data.path) for later runs."),
+        str | None,
+        typer.Option(
+            help="Folder of raw logs, or a URL of one, of which a copy is kept in data/raw;"
+            " written to params.yaml (data.path) for later runs."
+        ),
     ] = None,
     source: Annotated[Source | None, typer.Option(help="Format of the logs (data.source in params.yaml).")] = None,
     until: Annotated[
@@ -78,16 +82,19 @@ def run(
 
     changes: dict[str, Any] = {}
     if data is not None:
-        changes["data.path"] = str(data)
+        folder = local_logs(data)
+        _check_logs(folder)
+        changes["data.path"] = str(folder)
     if source is not None:
         changes["data.source"] = source.value
     if beam_options is not None:
         changes.update(beam_settings(beam_options))
     changes.update(parse_assignment(assignment) for assignment in assignments or ())
-    if data is not None:
-        _check_logs(data)
     edit_params(PARAMS, changes)
-    _check_logs(DataConfig.load(PARAMS).path)
+    logs = DataConfig.load(PARAMS).path
+    if data is None:
+        refresh_logs(logs)
+    _check_logs(logs)
 
     from flows.run import run_stages
 

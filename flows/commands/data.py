@@ -26,6 +26,38 @@ def synthesize(
     typer.echo(f"{out}: about {num_events:,} impressions; next: hstu2 run --data {out} --source kuairand")
 
 
+@app.command()
+def mirror(
+    url: Annotated[str, typer.Argument(help="A folder of raw logs at s3://, gs:// or another store.")],
+) -> None:
+    """Copy raw logs from a URL to the disk, or bring the copy up to date; `hstu2 run` does it by itself."""
+    folder = local_logs(url)
+    typer.echo(f"{folder}: as {url}; next: hstu2 run --data {url}")
+
+
+def local_logs(location: str) -> Path:
+    """The folder of raw logs that a path or a URL stands for; a URL's copy is brought up to date."""
+    from features.storage import is_url
+    from pipelines.raw_mirror import mirror_folder, refresh_mirror
+
+    if not is_url(location):
+        return Path(location)
+    log_to_terminal()
+    folder = mirror_folder(location)
+    refresh_mirror(location, folder)
+    return folder
+
+
+def refresh_logs(folder: Path) -> None:
+    """Brings a folder up to date that is the copy of a URL."""
+    from pipelines.raw_mirror import mirrored_url, refresh_mirror
+
+    url = mirrored_url(folder)
+    if url is not None:
+        log_to_terminal()
+        refresh_mirror(url, folder)
+
+
 def log_to_terminal() -> None:
     """Shows the log of a command that runs in this process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
