@@ -11,7 +11,11 @@ from features.config import Section
 
 
 class PipelinesConfig(Section):
-    """How the pipelines run; nothing here changes the content of what they write."""
+    """How the pipelines run; nothing here changes the content of what they write.
+
+    Attributes:
+        spill: URL through which workers exchange everything with the driver; null when they share its disk.
+    """
 
     section: ClassVar[str] = "pipelines"
 

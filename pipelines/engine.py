@@ -17,6 +17,8 @@ from features.errors import DataError
 from pipelines.config import PipelinesConfig
 from pipelines.preflight import LOCAL, check_runner
 
+_LOG = logging.getLogger(__name__)
+
 # A runner may carry an error as the text of its traceback, which ends with the error and the step that raised it.
 _DATA_ERROR = f"{DataError.__module__}.{DataError.__qualname__}"
 # The three ways in which a system says that there is no room; Arrow writes the first in words of its own.
@@ -26,14 +28,23 @@ _STEP = re.compile(r" \[while running '[^\n]*\s*\Z")
 _NOISY_LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker", None)
 
 
-def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig) -> None:
+def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig, *, needs_disk: bool = True) -> None:
     """Builds a pipeline, runs it to its end and lets errors of its DoFns surface as themselves.
 
     `runner: local` is Beam's in-process runner, named here because Beam's own default downloads a binary.
 
+    Args:
+        build: adds the pipeline's steps.
+        config: which runner, with which options.
+        needs_disk: whether the steps read and write paths of this machine. A spill URL tells that the workers do not
+            share its disk; such steps then run here.
+
     Raises:
         DataError: a DoFn raised it, the runner is unknown, or something that it needs is missing.
     """
+    if needs_disk and config.spill is not None and config.runner != LOCAL:
+        _LOG.info("pipelines.spill is %s: this pipeline needs the disk and runs here", config.spill)
+        config = config.model_copy(update={"runner": LOCAL, "options": ()})
     check_runner(config)
     try:
         with _quiet_data_errors(), beam.Pipeline(runner=_runner(config), options=_options(config)) as pipeline:

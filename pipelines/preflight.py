@@ -23,6 +23,7 @@ DATAFLOW = "DataflowRunner"
 _JAVA_RUNNERS = ("FlinkRunner", "SparkRunner")
 _PORTABLE_RUNNERS = ("PortableRunner", *_JAVA_RUNNERS)
 _SECONDS_TO_CONNECT = 3.0
+_NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "gpfs", "beegfs", "fuse.glusterfs")
 _HERE = ("localhost", "127.0.0.1", "[local]", "[auto]", "[collection]")
 
 
@@ -115,9 +116,10 @@ def _is_elsewhere(runner: str, options: beam_options.PipelineOptions) -> bool:
 
 def _spill(spill: str | None) -> Iterator[str]:
     """A URL must be shared by processes, have a driver, and take a file."""
-    if spill is None or not is_url(spill):
-        if spill is not None and not Path(spill).is_absolute():
-            yield f"pipelines.spill: {spill}: give an absolute path, workers have folders of their own"
+    if spill is None:
+        return
+    if not is_url(spill):
+        yield f"pipelines.spill: {spill} is no URL; write file://PATH, or null when the workers share this disk"
         return
     if spill.startswith("memory:"):
         yield f"pipelines.spill: {spill}: no worker outside this process sees it; name a store that all of them reach"
@@ -133,13 +135,20 @@ def _spill(spill: str | None) -> Iterator[str]:
 def _shared(config: PipelinesConfig) -> Iterator[str]:
     if config.runner == DATAFLOW and not (config.spill or "").startswith(("gs://", "gcs://")):
         yield "pipelines.spill: Dataflow's workers share no disk with this machine, give a gs:// URL"
-    elif config.spill is None:
+    elif config.spill is None and (kind := filesystem_type(Path.cwd())) not in _NETWORK_FILESYSTEMS:
         yield (
-            f"pipelines.spill: the workers of {config.runner} run elsewhere: give a URL that all of them reach, or a"
-            " path, when this folder is on a disk that they all mount at the same place"
+            f"pipelines.spill: the workers of {config.runner} run elsewhere and this folder is on a disk of this"
+            f" machine ({kind}); give a URL that all of them reach, or work on a disk that they all mount at the same place"
         )
-    elif is_url(config.spill) and config.spill.startswith(("file:", "local:")):
+    elif (config.spill or "").startswith(("file:", "local:")):
         yield f"pipelines.spill: {config.spill} is this machine's disk, which workers elsewhere do not see"
+
+
+def filesystem_type(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of the filesystem that holds a folder, as the kernel calls it."""
+    found = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    holding = [(point, kind) for point, kind in found if folder.absolute().is_relative_to(point)]
+    return max(holding, key=lambda mount: len(mount[0]))[1]
 
 
 def _code(options: beam_options.PipelineOptions) -> Iterator[str]:

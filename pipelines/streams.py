@@ -22,12 +22,14 @@ from features.manifest import Manifest, params_hash, schemas_of, write_manifest
 from features.schema import EVENTS, FORMAT_VERSION, ORDER, schema_hash
 from features.shard import ShardEncoder
 from features.spec import CategoricalField, FeatureSpec
+from features.storage import is_url
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
 from pipelines.events import Unit, check_unchanged, cut_of, events_digest, plan_units
 from pipelines.progress import Phase, log_progress
-from pipelines.shard_build import StreamsPlan, build_shards, write_shard
+from pipelines.shard_build import StreamsPlan, write_shard
+from pipelines.shard_exchange import shard_steps
 from pipelines.shard_report import ShardReport, summarise
 from pipelines.spill import spill_path
 
@@ -79,8 +81,9 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
         plan.work.mkdir()
         split = Phase("rows split", num_rows, lambda: _rows_spilled(plan, units))
         built = Phase("shards built", plan.num_shards, lambda: len(list(plan.work.glob("shard-*.json"))))
-        with log_progress(split, built):
-            run_pipeline(lambda pipeline: build_shards(pipeline, units, plan), config)
+        phases = () if is_url(config.spill or "") else (split, built)
+        with log_progress(*phases), shard_steps(config.spill, units, plan) as steps:
+            run_pipeline(steps, config, needs_disk=False)
         reports = _collect(plan, num_rows)
         shutil.rmtree(plan.work)
         manifest = Manifest(

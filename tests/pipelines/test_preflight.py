@@ -10,7 +10,7 @@ import pytest
 
 from features.errors import DataError
 from pipelines.config import PipelinesConfig
-from pipelines.preflight import check_runner
+from pipelines.preflight import check_runner, filesystem_type
 from pipelines.roll_call import roll_call
 
 FLINK = ("--flink_master=flink.example:8081",)
@@ -50,7 +50,8 @@ def test_the_local_runner_needs_nothing() -> None:
 
 
 def test_a_whole_cluster_is_accepted(address: str, tmp_path: Path) -> None:
-    check_runner(config_of("PortableRunner", f"--job_endpoint={address}", *external(address), spill=str(tmp_path)))
+    spill = f"file://{tmp_path}/spill"
+    check_runner(config_of("PortableRunner", f"--job_endpoint={address}", *external(address), spill=spill))
 
 
 def test_a_portable_runner_needs_a_job_service(address: str) -> None:
@@ -97,11 +98,19 @@ def test_workers_elsewhere_need_a_shared_spill_and_the_code(monkeypatch: pytest.
     monkeypatch.setenv("JAVA_HOME", "/opt/java")
     process = ("--environment_type=PROCESS", '--environment_config={"command": "/bin/sh"}')
     spill, code = problems_of("FlinkRunner", *FLINK, *process)
-    assert spill.startswith("pipelines.spill: the workers of FlinkRunner run elsewhere: give a URL")
+    assert spill.startswith("pipelines.spill: the workers of FlinkRunner run elsewhere and this folder is on a disk of")
     assert code.startswith("pipelines.options: workers elsewhere have not this project's code: run `make wheel`")
-    assert problems_of("FlinkRunner", *FLINK, *process, "--extra_package=no.whl", spill="/mnt/shared") == [
+    monkeypatch.setattr("pipelines.preflight.filesystem_type", lambda folder: "nfs4")
+    assert problems_of("FlinkRunner", *FLINK, *process, "--extra_package=no.whl") == [
         "pipelines.options: --extra_package=no.whl: no such file; run `make wheel`"
     ]
+
+
+def test_the_filesystem_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("overlay / overlay rw 0 0\nserver:/x /mnt/logs nfs4 rw 0 0\nproc /proc proc rw 0 0\n")
+    assert filesystem_type(Path("/mnt/logs/kuairand"), mounts) == "nfs4"
+    assert filesystem_type(Path("/mnt/log"), mounts) == "overlay"
 
 
 def test_a_spill_that_workers_do_not_see_is_refused(address: str, tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_a_spill_that_workers_do_not_see_is_refused(address: str, tmp_path: Path
     assert problems_of("PortableRunner", *options, spill="memory://spill")[0].startswith(
         "pipelines.spill: memory://spill: no worker outside this process sees it"
     )
-    assert problems_of("PortableRunner", *options, spill="spill")[0].startswith("pipelines.spill: spill: give an abs")
+    assert problems_of("PortableRunner", *options, spill="spill")[0].startswith("pipelines.spill: spill is no URL")
     (tmp_path / "file").touch()
     (problem,) = problems_of("PortableRunner", *options, spill=f"file://{tmp_path}/file")
     assert problem.startswith(f"pipelines.spill: file://{tmp_path}/file: cannot write probe-")
