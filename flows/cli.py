@@ -55,7 +55,9 @@ def run(
     source: Annotated[Source | None, typer.Option(help="Format of the logs (data.source in params.yaml).")] = None,
     until: Annotated[
         str | None,
-        typer.Option(help="Stop after this stage: ingest, vocab, streams, validate, train, evaluate, report."),
+        typer.Option(
+            help="Stop after this stage: ingest, vocab, streams, validate, train, evaluate, export, score, report."
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None,

@@ -16,6 +16,7 @@ from features.errors import DataError
 from features.files import read_json
 from features.manifest import Manifest, read_manifest
 from model.config import ModelConfig
+from model.parity_table import ParityTable
 from model.train_config import EvaluateConfig
 
 T = TypeVar("T")
@@ -148,6 +149,7 @@ class ReportInputs:
         validation, train: scalars of the two files, by dotted name.
         losses: columns of metrics/loss.csv by name; `step` and `loss` are among them.
         calibration: bins by task, ascending by prediction.
+        serving: precisions of the exported model side by side.
     """
 
     params: str
@@ -164,6 +166,7 @@ class ReportInputs:
     losses: dict[str, list[float]]
     evaluation: Evaluation
     calibration: dict[str, list[CalibrationPoint]]
+    serving: ParityTable
 
 
 def read_inputs(paths: ReportPaths) -> ReportInputs:
@@ -188,6 +191,7 @@ def read_inputs(paths: ReportPaths) -> ReportInputs:
         losses=read_losses(paths.metrics / "loss.csv"),
         evaluation=_figures(Evaluation, paths.metrics / "evaluate.json"),
         calibration=read_calibration(paths.metrics / "calibration.csv"),
+        serving=_figures(ParityTable, paths.metrics / "inference.json"),
     )
 
 

@@ -131,6 +131,31 @@ def evaluation() -> dict[str, Any]:
     return {"tasks": tasks, **means, "num_requests": 77, "num_candidates": 300, "cut_ms": 0}
 
 
+def serving() -> dict[str, Any]:
+    """Two precisions of metrics/inference.json."""
+    row = {
+        "label": "fp32",
+        "tasks": {"is_click": {"ne": 0.8, "auc": 0.75}},
+        "c_ne": 0.80001,
+        "e_ne": None,
+        "table_bytes": 4_520_000,
+        "table_share": 1.0,
+        "largest_difference": 0.0,
+        "latency_p50_ms": 2.5,
+        "latency_p99_ms": 3.25,
+        "candidates_per_s": 7000.4,
+    }
+    narrow = row | {"label": "int4", "table_bytes": 680_000, "table_share": 0.1503, "largest_difference": 0.0123}
+    return {
+        "variants": [row, narrow],
+        "num_requests": 4585,
+        "num_candidates": 4608,
+        "device": "a CPU",
+        "versions": {"torch": "2.13.0"},
+        "bundle": "0f98e508111888de",
+    }
+
+
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
@@ -164,6 +189,7 @@ def paths(tmp_path: Path, spec: FeatureSpec) -> ReportPaths:
         paths.validation: {"passed": True, "checks": {"order": {"pairs": 12345}}},
         paths.metrics / "train.json": {"loss": 0.5, "steps": 60, "task_losses": {"is_click": 0.6}},
         paths.metrics / "evaluate.json": evaluation(),
+        paths.metrics / "inference.json": serving(),
     }
     for path, document in documents.items():
         path.write_text(json.dumps(document))

@@ -91,6 +91,8 @@ def test_page_says_what_was_measured(page: Page) -> None:
     assert "is_click 0.8000 0.9000 +11.1 % 0.7500 0.7000 +0.0500 0.7000 40.0 % 120" in text
     assert "negative id 2 null key 1 all reasons 3" in text
     assert "The median user has 3 events" in text
+    assert "int4 0.80001 – 0.68 MB 0.1503 1.2e-02 2.5 ms 3.2 ms 7,000" in text
+    assert "4,608 candidates in 4,585 requests of the evaluation days on a CPU" in text
     assert "12,345" in text
     assert "does not add up" not in text
 
@@ -129,7 +131,7 @@ def test_text_from_files_is_escaped(paths: ReportPaths, tmp_path: Path) -> None:
     [
         *("params.yaml", "events/stats.json", "vocab/stats.json", "streams/stats.json", "streams/manifest.json"),
         *("validation.json", "metrics/train.json", "metrics/loss.csv", "metrics/evaluate.json"),
-        *("metrics/calibration.csv", "streams/shard-00001-of-00002/users.arrow"),
+        *("metrics/calibration.csv", "metrics/inference.json", "streams/shard-00001-of-00002/users.arrow"),
     ],
 )
 def test_a_missing_input_is_named_and_no_page_appears(paths: ReportPaths, tmp_path: Path, name: str) -> None:
