@@ -63,7 +63,9 @@ def check_unchanged(units: Iterable[Unit]) -> None:
         try:
             found = file_version(path)
         except FileNotFoundError:
-            raise DataError(f"{path}: was removed while it was read; run the stage again") from None
+            raise DataError(
+                f"{path}: was removed while it was read, or is on a disk that the workers do not share"
+            ) from None
         if found != version:
             raise DataError(f"{path}: was replaced while it was read; run the stage again when nothing writes there")
 

@@ -138,7 +138,8 @@ def _shared(config: PipelinesConfig) -> Iterator[str]:
     elif config.spill is None and (kind := filesystem_type(Path.cwd())) not in _NETWORK_FILESYSTEMS:
         yield (
             f"pipelines.spill: the workers of {config.runner} run elsewhere and this folder is on a disk of this"
-            f" machine ({kind}); give a URL that all of them reach, or work on a disk that they all mount at the same place"
+            f" machine ({kind}); give a URL that all of them reach, or work on a disk that they all mount at the same"
+            " place"
         )
     elif (config.spill or "").startswith(("file:", "local:")):
         yield f"pipelines.spill: {config.spill} is this machine's disk, which workers elsewhere do not see"

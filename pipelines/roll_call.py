@@ -14,6 +14,7 @@ import apache_beam as beam
 from features.config import Closed
 from features.errors import DataError
 from features.files import read_json, write_json
+from features.storage import Remote
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline
 
@@ -31,17 +32,23 @@ class Answer(Closed):
 
 
 class AnswerCall(beam.DoFn):
-    """A question in, a file with the worker's answer out."""
+    """A question in, a file with the worker's answer out, in a folder or at a URL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | Remote) -> None:
         self._folder = folder
 
     def process(self, question: int) -> None:
         """Writes the answer."""
         answer = Answer(host=socket.gethostname(), process=os.getpid(), python=platform.python_version())
-        if not self._folder.is_dir():
+        name = f"{question:06d}.json"
+        if isinstance(self._folder, Remote):
+            with tempfile.TemporaryDirectory(prefix="hstu2-") as folder:
+                write_json(Path(folder) / name, answer.model_dump())
+                self._folder.upload(Path(folder) / name, name)
+        elif self._folder.is_dir():
+            write_json(self._folder / name, answer.model_dump())
+        else:
             raise DataError(f"{self._folder}: the worker {answer.host}:{answer.process} does not see this folder")
-        write_json(self._folder / f"{question:06d}.json", answer.model_dump())
         time.sleep(_SECONDS_PER_ANSWER)
 
 
@@ -50,7 +57,8 @@ def roll_call(config: PipelinesConfig, folder: Path) -> list[Answer]:
 
     Args:
         config: how to reach them.
-        folder: where the outputs will be; the answers come into a folder in it that is removed again.
+        folder: where the outputs will be; the answers come into a folder in it that is removed again, or through
+            `pipelines.spill` when that is a URL.
 
     Raises:
         DataError: something that the runner needs is missing, or its workers do not see the folder.
@@ -58,12 +66,19 @@ def roll_call(config: PipelinesConfig, folder: Path) -> list[Answer]:
     questions = range(_QUESTIONS_PER_WORKER * config.num_workers)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".roll-call-", dir=folder.absolute()) as out:
-        run_pipeline(lambda pipeline: _wire(pipeline, questions, Path(out)), config)
+        place: Path | Remote = Path(out)
+        if config.spill is not None:
+            place = Remote(f"{config.spill.rstrip('/')}/{Path(out).name.lstrip('.')}")
+        run_pipeline(lambda pipeline: _wire(pipeline, questions, place), config, needs_disk=False)
+        if isinstance(place, Remote):
+            for file in place.files():
+                place.download(file.name, Path(out) / file.name)
+            place.remove()
         answers = [Answer.model_validate(read_json(path)) for path in Path(out).glob("*.json")]
     if len(answers) != len(questions):
         raise DataError(f"{folder}: {len(questions)} questions to the workers, {len(answers)} answers in this folder")
     return sorted(set(answers), key=lambda answer: (answer.host, answer.process))
 
 
-def _wire(pipeline: beam.Pipeline, questions: range, out: Path) -> None:
-    _ = pipeline | beam.Create(questions) | beam.Reshuffle() | beam.ParDo(AnswerCall(out))
+def _wire(pipeline: beam.Pipeline, questions: range, place: Path | Remote) -> None:
+    _ = pipeline | beam.Create(questions) | beam.Reshuffle() | beam.ParDo(AnswerCall(place))

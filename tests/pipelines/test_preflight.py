@@ -131,7 +131,8 @@ def test_dataflow_needs_its_libraries_a_bucket_and_the_code() -> None:
     assert code.startswith("pipelines.options: workers elsewhere have not this project's code")
 
 
-def test_the_workers_of_the_local_runner_answer(tmp_path: Path) -> None:
-    (answer,) = roll_call(config_of("local"), tmp_path / "data")
+@pytest.mark.parametrize("spill", [None, "memory://roll-call/spill"])
+def test_the_workers_of_the_local_runner_answer(tmp_path: Path, spill: str | None) -> None:
+    (answer,) = roll_call(config_of("local", spill=spill), tmp_path / "data")
     assert answer.process > 0
     assert list((tmp_path / "data").iterdir()) == []
