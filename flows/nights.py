@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 TIMEZONE = "Europe/Berlin"
 # The window of the first night holds a leap day; the nights cross a month's end and a clock change.
-FIRST_DAY = datetime.date(2024, 2, 28)
+FIRST_DAY = datetime.date(2024, 2, 29)
 FIRST_NIGHT = datetime.date(2024, 3, 3)
 NUM_NIGHTS = 30
 SCENARIO = {
@@ -75,7 +75,7 @@ SMALL: dict[str, Any] = {
     "model.contextual": [["user_active_degree"]],
     "model.heads.tasks": ["is_click", "is_like", "long_view"],
     "model.heads.hidden_dim": 16,
-    "train.num_epochs": 3,
+    "train.num_epochs": 2,
     "train.batch_size": 64,
     "train.dense_learning_rate": 0.003,
     "train.warmup_steps": 10,
@@ -83,7 +83,7 @@ SMALL: dict[str, Any] = {
     "export.parity_requests": 50,
     "evaluate.groups": {"consumption": ["is_click", "long_view"], "engagement": ["is_like"]},
     "retrain.logs": "landing",
-    "retrain.window_days": 5,
+    "retrain.window_days": 4,
     "retrain.deadline_minutes": 0,
     "retrain.poll_seconds": 0.5,
     "retrain.settle_seconds": 0,

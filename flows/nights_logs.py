@@ -30,7 +30,7 @@ class World:
     seed: int
     timezone: str
     num_users: int = 300
-    num_items: int = 400
+    num_items: int = 160
     events_per_day: int = 2400
 
     def write_side_tables(self, folder: Path) -> None:
@@ -86,10 +86,10 @@ class World:
         topic = (rng.integers(0, NUM_TOPICS, size) + rng.binomial(2, 0.5 + 0.3 * np.sin(age), size)) % NUM_TOPICS
         item = topic + NUM_TOPICS * rng.integers(0, self.num_items // NUM_TOPICS, size)
         taste = np.sin(user[:, None] * 1.7 + np.arange(NUM_TOPICS) * 2.1 + 0.4 * age)[np.arange(size), topic]
-        quality = np.sin(item * 0.9)
-        click = rng.random(size) < _sigmoid(-0.7 + 1.9 * taste + 0.7 * quality)
-        long_view = click & (rng.random(size) < _sigmoid(0.2 + 0.9 * taste))
-        like = click & (rng.random(size) < _sigmoid(-2.4 + 1.6 * taste + 0.6 * quality))
+        quality = np.sin(item * 0.9) + np.sin(topic * 1.3 + age)
+        click = rng.random(size) < _sigmoid(-0.9 + 1.5 * taste + 1.2 * quality)
+        long_view = click & (rng.random(size) < _sigmoid(0.2 + 0.9 * taste + 0.5 * quality))
+        like = click & (rng.random(size) < _sigmoid(-2.2 + 1.2 * taste + quality))
         tab = rng.integers(0, NUM_TABS, size)
         if feed_error:
             click, tab = click | (rng.random(size) < 0.5), np.zeros(size, np.int64)
