@@ -28,7 +28,7 @@ from model.config import ModelConfig
 from model.export_tables import named_segments, segment_rows
 from model.model_card import model_card
 from model.parity import measure_variants, standard_variants
-from model.parity_table import ParityTable, table_lines
+from model.parity_table import ParityTable, cost_lines, quality_lines
 from model.score_config import ExportConfig, ScoreConfig
 from model.score_encode import catalogue_table
 from model.score_window import evaluation_window
@@ -194,7 +194,7 @@ def log_summary(out: Path, manifest: BundleManifest, parity: ParityTable) -> Non
     """Says where the bundle is, and the table."""
     size = sum(entry.bytes for entry in manifest.files.values())
     logger.info("export: %s, %.2f MB in %d files", out / manifest.name, size / 1e6, len(manifest.files))
-    for line in table_lines(parity, manifest.contents.model.heads.tasks[:1]):
+    for line in (*quality_lines(parity, ()), *cost_lines(parity)):
         logger.info("%s", line)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from model.bundle import Contents
 from model.config import StreamConfig
-from model.parity_table import ParityTable, table_lines
+from model.parity_table import ParityTable, cost_lines, quality_lines
 
 
 def model_card(
@@ -38,7 +38,8 @@ def model_card(
         f"{parity.device}, {', '.join(f'{package} {version}' for package, version in parity.versions.items())}. This "
         f"bundle holds its embedding rows in {contents.tables.label}. Latency: one request alone, from host memory to "
         "host memory.",
-        "\n".join(table_lines(parity, contents.model.heads.tasks)),
+        "\n".join(quality_lines(parity, contents.model.heads.tasks)),
+        "\n".join(cost_lines(parity)),
         "## Limits",
         _limits(contents, max_candidates),
     ]

@@ -26,7 +26,7 @@ from model.embeddings import table_fields
 from model.evaluation import Scores, measure
 from model.export_tables import segment_rows
 from model.loss import task_labels
-from model.parity_table import ParityTable, TaskFigures, VariantFigures, table_lines, versions
+from model.parity_table import ParityTable, TaskFigures, VariantFigures, cost_lines, quality_lines, versions
 from model.progress import Progress
 from model.quantize import TableFormat
 from model.ranker import Ranker
@@ -204,7 +204,7 @@ def run(params: Path, streams: Path, model: Path, *, out: Path, max_requests: in
     table = measure_variants(checkpoint, window, variants, config=config, groups=EvaluateConfig.load(params).groups)
     rate = training_forward_rate(checkpoint, window, config)
     write_json(out, table.to_json() | {"training_forward_one_request_at_a_time_candidates_per_s": rate})
-    for line in table_lines(table, model_config.heads.tasks[:1]):
+    for line in (*quality_lines(table, model_config.heads.tasks), *cost_lines(table)):
         logger.info("%s", line)
     logger.info("training forward, one request at a time: %.0f candidates/s", rate)
 

@@ -55,28 +55,36 @@ class ParityTable:
         return asdict(self)
 
 
-def table_lines(table: ParityTable, tasks: Sequence[str]) -> list[str]:
-    """The table in Markdown.
-
-    Args:
-        table: the figures.
-        tasks: tasks with columns of their own, beside the two groups' means.
-    """
-    columns = ["served in", *(f"{task} NE / AUC" for task in tasks), "C-NE", "E-NE", "tables", "of fp32"]
-    columns += ["largest difference", "p50 ms", "p99 ms", "candidates/s"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+def quality_lines(table: ParityTable, tasks: Sequence[str]) -> list[str]:
+    """NE and AUC of every task and the two groups' mean NE, in Markdown."""
+    rows = []
     for row in table.variants:
-        cells = [row.label]
-        cells += [f"{_number(row.tasks[task].ne, 5)} / {_number(row.tasks[task].auc, 4)}" for task in tasks]
-        cells += [
-            _number(row.c_ne, 5),
-            _number(row.e_ne, 5),
+        tasks_of_row = [row.tasks[task] for task in tasks]
+        cells = [f"{_number(figures.ne, 5)} / {_number(figures.auc, 4)}" for figures in tasks_of_row]
+        rows.append([row.label, *cells, _number(row.c_ne, 5), _number(row.e_ne, 5)])
+    return _markdown(["served in", *(f"{task} NE / AUC" for task in tasks), "C-NE", "E-NE"], rows)
+
+
+def cost_lines(table: ParityTable) -> list[str]:
+    """Bytes, differences and times, in Markdown."""
+    rows = [
+        [
+            row.label,
             f"{row.table_bytes / 1e6:.2f} MB",
             f"{row.table_share:.4f}",
+            f"{row.largest_difference:.1e}",
+            f"{row.latency_p50_ms:.1f} ms",
+            f"{row.latency_p99_ms:.1f} ms",
+            f"{row.candidates_per_s:,.0f}",
         ]
-        cells += [f"{row.largest_difference:.1e}", f"{row.latency_p50_ms:.1f}", f"{row.latency_p99_ms:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{row.candidates_per_s:,.0f}"]) + " |")
-    return lines
+        for row in table.variants
+    ]
+    columns = ["served in", "embedding rows", "of fp32", "largest difference", "p50", "p99", "candidates/s"]
+    return _markdown(columns, rows)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -61,13 +61,16 @@ def score(paths: ScorePaths) -> None:
     # the lock on the output is held from here on, so that a second job stops before it scores
     with atomic_directory(paths.out) as directory:
         job.prepare()
-        accounts = {}
+        accounts, fresh = {}, 0
         for number, shard in enumerate(dataset.shards):
             name = shard.entry.name
             account = job.finished(name)
             if account:
                 logger.info("score: %s is finished, %d requests", name, account.scored)
-            accounts[name] = account or score_shard(scorer, source(number), job)
+            else:
+                account = score_shard(scorer, source(number), job)
+                fresh += account.candidates
+            accounts[name] = account
         refused = () if requests is None else requests.refused
         write_refused(directory / REFUSED, refused)
         job.collect(accounts, directory)
@@ -84,7 +87,7 @@ def score(paths: ScorePaths) -> None:
             },
         )
     job.clear()
-    _log(paths.out, summary, time.monotonic() - started)
+    _log(paths.out, summary, fresh=fresh, seconds=time.monotonic() - started)
 
 
 def _source(dataset: StreamsDataset, requests: RequestTable | None, scorer: Scorer) -> Callable[[int], SourceShard]:
@@ -142,17 +145,18 @@ def _summary(accounts: dict[str, ShardAccount], *, num_refused: int, num_read: i
     )
 
 
-def _log(out: Path, summary: Summary, seconds: float) -> None:
+def _log(out: Path, summary: Summary, *, fresh: int, seconds: float) -> None:
     logger.info(
-        "score: %s, %d requests read, %d scored, %d refused; %d candidates in %.1f s, %.0f a second; "
+        "score: %s, %d requests read = %d scored + %d refused; %d candidates, %d of them now in %.1f s, %.0f a second; "
         "out of vocabulary: users of %d requests, %d candidates",
         out,
         summary.read,
         summary.scored,
         summary.refused,
         summary.candidates,
+        fresh,
         seconds,
-        summary.candidates / max(seconds, 1e-9),
+        fresh / max(seconds, 1e-9),
         summary.unknown_users,
         summary.unknown_items,
     )

@@ -79,6 +79,19 @@ class UserStreams:
             return None
         return user_history(columns, row, self._spec)
 
+    def busiest(self) -> tuple[int, UserHistory]:
+        """The user with the most events of the first stream, to try things with.
+
+        Raises:
+            DataError: the dataset has no users.
+        """
+        longest = [(int(np.diff(columns.streams[0].offsets).max(initial=-1)), columns) for columns in self._shards]
+        length, columns = max(longest, key=lambda pair: pair[0])
+        if length < 0:
+            raise DataError("the streams have no users")
+        row = int(np.diff(columns.streams[0].offsets).argmax())
+        return int(columns.user_id[row]), user_history(columns, row, self._spec)
+
 
 def user_history(columns: ShardColumns, row: int, spec: FeatureSpec) -> UserHistory:
     """The user in a row of a shard; the arrays are views of the mapped file."""

@@ -19,6 +19,7 @@ from model.reader import Reader
 from model.score_config import ScoreConfig
 from model.scorer import Scorer, ScoreRequest
 from model.scorer_batch import UserStreams
+from model.scorer_example import run
 from model.stage import max_lengths
 
 
@@ -154,3 +155,12 @@ def test_triton_on_a_cpu_is_refused_by_its_key(workspace):
     config = ScoreConfig.load(workspace.params).model_copy(update={"impl": "triton"})
     with pytest.raises(DataError, match=r"score\.impl: 'triton' needs the device cuda"):
         Scorer(open_bundle(workspace.bundle), config)
+
+
+def test_the_example_runs(workspace, capsys):
+    run(workspace.bundle, workspace.streams)
+    shown = capsys.readouterr().out
+    longest = max(len(user["consumption"]) for user in workspace.content.users)
+    assert f"{longest} events of history" in shown
+    assert shown.count("item -1:") == 2
+    assert "user -1, not in the vocabulary, 0 events of history" in shown
