@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -33,18 +33,21 @@ class LayerCache:
     Attributes:
         k_THA: (T, H, A).
         v_THV: (T, H, V).
-        offsets: B + 1 offsets on the host: a slice of requests is a slice of rows.
+        offsets_B1: (B + 1,) int64, request b owns rows offsets[b] : offsets[b + 1].
+        host_offsets: the same on the host: a slice of requests is a slice of rows.
     """
 
     k_THA: Tensor
     v_THV: Tensor
-    offsets: tuple[int, ...]
+    offsets_B1: Tensor
+    host_offsets: tuple[int, ...]
 
     def requests(self, begin: int, end: int) -> LayerCache:
         """The cache of requests begin : end, views."""
-        first, last = self.offsets[begin], self.offsets[end]
-        offsets = tuple(offset - first for offset in self.offsets[begin : end + 1])
-        return LayerCache(self.k_THA[first:last], self.v_THV[first:last], offsets)
+        first, last = self.host_offsets[begin], self.host_offsets[end]
+        host_offsets = tuple(offset - first for offset in self.host_offsets[begin : end + 1])
+        offsets_B1 = self.offsets_B1[begin : end + 1] - first
+        return LayerCache(self.k_THA[first:last], self.v_THV[first:last], offsets_B1, host_offsets)
 
 
 StreamCache = tuple[LayerCache, ...]
@@ -86,20 +89,22 @@ def _none_of(candidates: JaggedTokens) -> JaggedTokens:
 
 def _encode(transducer: HSTUTransducer, sequence: TokenSequence) -> Iterator[LayerCache]:
     stack = transducer.stack
+    lengths = sequence.offsets_B1.diff().tolist()
     for number, module in enumerate(stack.layers, start=1):
         layer = cast(STULayer, module)
-        offsets = tuple(sequence.offsets_B1.tolist())
         x_TD = layer.input_norm(sequence.values_TD)
         if number == len(stack.layers):
-            yield _cache(layer, *_keys_and_values(layer, x_TD), offsets=offsets)
+            yield _cache(layer, *_keys_and_values(layer, x_TD), sequence=sequence, lengths=lengths)
             return
         u_TE, v_TE, q_TE, k_TE = silu(layer.uvqk(x_TD)).split(layer.sizes, dim=1)
         # copies: a view would keep u and q alive as long as the cache
-        yield _cache(layer, k_TE.contiguous(), v_TE.contiguous(), offsets=offsets)
+        yield _cache(layer, k_TE.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
         attention_TE = layer._attend(q_TE, k_TE, v_TE, sequence=sequence)
         sequence = sequence.with_values(_output(layer, attention_TE, u_TE, sequence.values_TD))
         if number in stack.keep_after_layer:
-            sequence = sequence.truncated(stack.keep_after_layer[number])
+            keep = stack.keep_after_layer[number]
+            sequence = sequence.truncated(keep)
+            lengths = [min(length, sequence.num_contextual + keep) for length in lengths]
 
 
 def _keys_and_values(layer: STULayer, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,9 +115,12 @@ def _keys_and_values(layer: STULayer, x_TD: Tensor) -> tuple[Tensor, Tensor]:
     return k_TE, v_TE
 
 
-def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, offsets: tuple[int, ...]) -> LayerCache:
+def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence, lengths: list[int]) -> LayerCache:
     return LayerCache(
-        k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)), v_TE.unflatten(1, (layer.num_heads, layer.v_dim)), offsets
+        k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
+        v_TE.unflatten(1, (layer.num_heads, layer.v_dim)),
+        sequence.offsets_B1,
+        tuple(accumulate(lengths, initial=0)),
     )
 
 
@@ -179,7 +187,7 @@ def _candidate_layer(layer: STULayer, values_CD: Tensor, offsets_B1: Tensor, *, 
         cache.k_THA,
         cache.v_THV,
         candidate_offsets_B1=offsets_B1,
-        cache_offsets_B1=torch.tensor(cache.offsets, device=offsets_B1.device),
+        cache_offsets_B1=cache.offsets_B1,
         alpha=layer.alpha,
         scale=layer.scale,
         impl=layer.impl,

@@ -148,8 +148,9 @@ def test_layers_behind_a_truncation_keep_the_prefix_alone(make_config, make_batc
     model = served(lively_ranker(make_config(streams={"consumption": stream}), spec))
     tokens = model.embeddings(make_batch([20, 4, 0], [0, 0, 0], [2, 1, 1]))
     layers = encode_histories(model.transducers, tokens).streams["consumption"]
-    lengths = [torch.tensor(layer.offsets).diff().tolist() for layer in layers]
+    lengths = [layer.offsets_B1.diff().tolist() for layer in layers]
     assert lengths == [[22, 6, 2], [8, 6, 2], [4, 4, 2]]
+    assert all(layer.offsets_B1.tolist() == list(layer.host_offsets) for layer in layers)
     assert [layer.k_THA.shape[0] for layer in layers] == [sum(row) for row in lengths]
     assert all(layer.k_THA.is_contiguous() and layer.v_THV.is_contiguous() for layer in layers)
 
