@@ -24,7 +24,6 @@ from torch import Tensor
 from features.errors import DataError
 from features.spec import CategoricalField, FeatureSpec
 from model.batch import Batch, Candidates, UIHStream
-from model.bench_inference_tables import TransferFigures, transfer_figures
 from model.cached import encode_histories
 from model.config import ModelConfig
 from model.embeddings import EmbeddedTokens, table_fields
@@ -32,6 +31,7 @@ from model.export_tables import segment_rows
 from model.parity_table import versions
 from model.quantize import RowFormat, TableFormat
 from model.scorer_model import ServedModel
+from model.scorer_transfers import TransferFigures, transfer_figures
 from model.stage import run_stage
 
 logger = logging.getLogger(__name__)
