@@ -118,19 +118,22 @@ def inspect(
         int | None,
         typer.Option(min=0, help="With --user: show one request, 0 = the newest, and its history."),
     ] = None,
+    shard: Annotated[int | None, typer.Option(help="Check one shard's files and show its counts.")] = None,
     vocab: Annotated[Path, typer.Option(help="The vocabulary, for the items' raw ids.")] = Path("data/vocab"),
     limit: Annotated[int, typer.Option(min=1, help="Events and requests to show of each.")] = 20,
 ) -> None:
-    """Look into a streams dataset: counts and checks, one user's streams, one request."""
+    """Look into a streams dataset: counts and checks, one shard, one user's streams, one request."""
     from features.remote_dataset import fetch_dataset
     from features.storage import is_url
-    from flows.inspect import describe_dataset, describe_request, describe_user
+    from flows.inspect import describe_dataset, describe_request, describe_shard, describe_user
 
     directory = fetch_dataset(dataset) if is_url(dataset) else Path(dataset)
+    if shard is not None and user is not None:
+        raise typer.BadParameter("give either --shard or --user")
     if user is None:
         if request is not None:
             raise typer.BadParameter("--request needs --user")
-        typer.echo(describe_dataset(directory))
+        typer.echo(describe_dataset(directory) if shard is None else describe_shard(directory, shard))
     elif request is None:
         typer.echo(describe_user(directory, user, vocab=vocab, limit=limit))
     else:
