@@ -113,20 +113,27 @@ def open_dataset(directory: Path, verify: bool = True) -> StreamsDataset:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    shards = tuple(open_shard(directory, manifest, entry, verify=verify) for entry in manifest.shards)
+    return StreamsDataset(directory, manifest, shards)
+
+
+def open_shard(directory: Path, manifest: Manifest, entry: ShardEntry, *, verify: bool = True) -> Shard:
+    """Opens one shard of a dataset, see `open_dataset`.
+
+    Raises:
+        DataError: names the file of the shard that is missing, or has another size, schema or checksum.
+    """
     users, requests = schemas_of(manifest.spec)
-    shards = []
-    for entry in manifest.shards:
-        for name in (USERS_FILE, REQUESTS_FILE):
-            _check_file(directory / entry.name / name, entry.files.get(name), verify)
-        shard = Shard(
-            entry,
-            users=Columns(directory / entry.name / USERS_FILE, users, entry.users),
-            requests=Columns(directory / entry.name / REQUESTS_FILE, requests, entry.requests),
-        )
-        if verify:
-            _ = shard.users.table, shard.requests.table
-        shards.append(shard)
-    return StreamsDataset(directory, manifest, tuple(shards))
+    for name in (USERS_FILE, REQUESTS_FILE):
+        _check_file(directory / entry.name / name, entry.files.get(name), verify)
+    shard = Shard(
+        entry,
+        users=Columns(directory / entry.name / USERS_FILE, users, entry.users),
+        requests=Columns(directory / entry.name / REQUESTS_FILE, requests, entry.requests),
+    )
+    if verify:
+        _ = shard.users.table, shard.requests.table
+    return shard
 
 
 def _check_file(path: Path, expected: FileEntry | None, verify: bool) -> None:

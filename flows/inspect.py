@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from features.config import FeaturesConfig
-from features.dataset import Shard, StreamsDataset, open_dataset
+from features.dataset import Shard, StreamsDataset, open_dataset, open_shard
 from features.errors import DataError
 from features.hashing import shard_of
 from features.invariants import CHECKS, CheckError, Rules
+from features.manifest import FileEntry, Manifest, file_entry, read_manifest
 from features.vocabulary import FIRST_KEY, VOCABULARY_FILE, Vocabulary, VocabularySet
 
 SPLITS = ("training", "evaluation")
@@ -70,25 +71,66 @@ def describe_dataset(directory: Path) -> str:
             "actions: " + ", ".join(spec.actions),
             "codes: " + ", ".join(f"{field.name} {field.size:,}" for field in fields),
             "",
-            *check_lines(dataset),
+            *check_lines(manifest, dict(enumerate(dataset.shards))),
         ]
     )
 
 
-def check_lines(dataset: StreamsDataset) -> list[str]:
-    """One line per check that the manifest alone allows: what must hold, or the first user for whom it does not."""
-    manifest = dataset.manifest
-    rules = Rules(FeaturesConfig.model_construct(), manifest.spec, manifest.cut_ms, len(dataset.shards))
+def check_lines(manifest: Manifest, shards: Mapping[int, Shard]) -> list[str]:
+    """One line per check that the manifest alone allows: what must hold, or the first user for whom it does not.
+
+    Args:
+        manifest: of the dataset.
+        shards: those to check, by number; their files were compared with the manifest.
+    """
+    rules = Rules(FeaturesConfig.model_construct(), manifest.spec, manifest.cut_ms, len(manifest.shards))
     lines = ["ok   files: all have the sizes and checksums of the manifest"]
     for name in CHECKS_OF_MANIFEST:
         try:
-            for index, shard in enumerate(dataset.shards):
+            for index, shard in shards.items():
                 CHECKS[name](shard, index, rules)
         except CheckError as error:
             lines.append(f"BAD  {name}: {error}")
         else:
             lines.append(f"ok   {name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}")
     return lines
+
+
+def describe_shard(directory: Path, number: int) -> str:
+    """A shard's counts, its files beside what the manifest says of them, and its checks when the files agree.
+
+    Args:
+        directory: the dataset; other shards may be damaged.
+        number: which shard, from 0.
+
+    Raises:
+        DataError: there is no manifest, or no such shard.
+    """
+    manifest = read_manifest(directory)
+    if not 0 <= number < len(manifest.shards):
+        raise DataError(f"{directory}: has shards 0 to {len(manifest.shards) - 1}, there is no {number}")
+    entry = manifest.shards[number]
+    counts = ", ".join(f"{count:,} {stream} events" for stream, count in entry.stream_events.items())
+    states = {name: _file_state(directory / entry.name / name, known) for name, known in sorted(entry.files.items())}
+    lines = [
+        f"{directory / entry.name}: {entry.users:,} users, {entry.events:,} events ({counts}), {entry.duplicates:,}"
+        f" duplicates, {entry.requests:,} requests, {entry.candidates:,} candidates",
+        "",
+        *table(("file", "bytes", "sha256", ""), [(name, *state) for name, state in states.items()]),
+    ]
+    if any(verdict != "as the manifest says" for _, _, verdict in states.values()):
+        return "\n".join([*lines, "", "BAD  files: this shard is not what was published; run the streams stage again"])
+    shard = open_shard(directory, manifest, entry, verify=False)
+    return "\n".join([*lines, "", *check_lines(manifest, {number: shard})])
+
+
+def _file_state(path: Path, expected: FileEntry) -> tuple[str, str, str]:
+    """Size, digest and whether they are the manifest's."""
+    if not path.is_file():
+        return "-", "-", "missing"
+    found = file_entry(path)
+    verdict = "as the manifest says" if found == expected else f"BAD, the manifest says {expected.sha256}"
+    return f"{found.bytes:,}", found.sha256, verdict
 
 
 def _lengths(dataset: StreamsDataset, stream: str) -> list[int]:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from features.config import Closed
@@ -55,8 +56,8 @@ def mirrored_url(folder: Path) -> str | None:
     return MirrorIndex.model_validate(read_json(path)).url if path.is_file() else None
 
 
-def refresh_mirror(url: str, folder: Path) -> int:
-    """Makes `folder` hold exactly the files at `url`.
+def refresh_mirror(url: str, folder: Path, *, tell: Callable[[str], None] = _LOG.info) -> int:
+    """Makes `folder` hold exactly the files at `url`; `tell` gets a line of progress after each file.
 
     Returns:
         The number of files that were copied.
@@ -69,11 +70,11 @@ def refresh_mirror(url: str, folder: Path) -> int:
     known = _known(folder)
     stale = [file for file in listed if known.get(file.name) != file]
     if not stale and len(known) == len(listed):
-        _LOG.info("%s: %d files, unchanged since the last look", url, len(listed))
+        tell(f"{url}: {len(listed)} files, unchanged since the last look")
         return 0
     incoming = folder.with_name(f".{folder.name}.incoming")
     incoming.mkdir(parents=True, exist_ok=True)
-    _copy(remote, stale, incoming)
+    _copy(remote, stale, incoming, tell=tell)
     again = _list(remote)
     for file in stale:
         if file not in again:
@@ -120,7 +121,7 @@ def _key(file: MirroredFile) -> str:
     return hashlib.sha256(f"{file.name}\n{file.version}\n{file.size}".encode()).hexdigest()
 
 
-def _copy(remote: Remote, files: list[MirroredFile], incoming: Path) -> None:
+def _copy(remote: Remote, files: list[MirroredFile], incoming: Path, *, tell: Callable[[str], None]) -> None:
     """Copies what an earlier, cut off refresh has not copied already."""
     total, done, start = sum(file.size for file in files), 0, time.monotonic()
     for file in files:
@@ -132,4 +133,4 @@ def _copy(remote: Remote, files: list[MirroredFile], incoming: Path) -> None:
             raise DataError(f"{remote.at(file.name)}: was replaced while it was copied; run this again")
         done += file.size
         seconds = time.monotonic() - start
-        _LOG.info("%s: %s", file.name, progress_line("MB", done >> 20, total >> 20, seconds=seconds))
+        tell(f"{file.name}: {progress_line('MB', done >> 20, total >> 20, seconds=seconds)}")

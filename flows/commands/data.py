@@ -42,9 +42,8 @@ def local_logs(location: str) -> Path:
 
     if not is_url(location):
         return Path(location)
-    log_to_terminal()
     folder = mirror_folder(location)
-    refresh_mirror(location, folder)
+    refresh_mirror(location, folder, tell=_tell)
     return folder
 
 
@@ -54,8 +53,11 @@ def refresh_logs(folder: Path) -> None:
 
     url = mirrored_url(folder)
     if url is not None:
-        log_to_terminal()
-        refresh_mirror(url, folder)
+        refresh_mirror(url, folder, tell=_tell)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def log_to_terminal() -> None:

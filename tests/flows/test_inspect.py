@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from features.dataset import open_dataset
 from features.errors import DataError
-from flows.inspect import action_names, describe_dataset, describe_request, describe_user, table, time_text
+from flows.inspect import (
+    action_names,
+    describe_dataset,
+    describe_request,
+    describe_shard,
+    describe_user,
+    table,
+    time_text,
+)
 from pipelines.ingest import ingest
 from pipelines.streams import build_streams
 from pipelines.vocab import build_vocabularies
@@ -91,6 +101,42 @@ def test_a_users_streams_are_newest_first_with_decoded_items_and_actions(made: M
         ["training", "1", "3", "2"],
         ["training", "1", "4", "2"],
     ]
+
+
+def test_a_shard_is_counted_and_its_files_are_compared(made: Made):
+    shards = len(open_dataset(made.streams).shards)
+    texts = [describe_shard(made.streams, number) for number in range(shards)]
+    assert sum(int(text.split(" users")[0].split()[-1]) for text in texts) == 2
+    for text in texts:
+        files = cells(text, "")[1:]
+        assert [(line[0], line[3]) for line in files] == [
+            ("requests.arrow", "as the manifest says"),
+            ("users.arrow", "as the manifest says"),
+        ]
+        assert text.count("\nok ") == 8
+        assert "BAD" not in text
+
+
+def test_a_damaged_shard_is_told_from_the_others(made: Made, tmp_path: Path):
+    streams = Path(shutil.copytree(made.streams, tmp_path / "streams"))
+    path = streams / "shard-00001-of-00004" / "users.arrow"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (streams / "shard-00002-of-00004" / "requests.arrow").unlink()
+    digest = open_dataset(made.streams).manifest.shards[1].files["users.arrow"].sha256
+    assert f"BAD, the manifest says {digest}" in describe_shard(streams, 1)
+    assert cells(describe_shard(streams, 2), "")[1] == ["requests.arrow", "-", "-", "missing"]
+    for number in (1, 2):
+        assert describe_shard(streams, number).endswith(
+            "this shard is not what was published; run the streams stage again"
+        )
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_shard_that_is_not_there_is_said(made: Made, number: int):
+    with pytest.raises(DataError, match=f"has shards 0 to 3, there is no {number}"):
+        describe_shard(made.streams, number)
 
 
 def test_the_limit_is_kept_and_said(made: Made):
