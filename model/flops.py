@@ -163,9 +163,9 @@ def _sasrec(config: ModelConfig, stream: StreamConfig, num_history: int, num_can
 
 def _din(config: ModelConfig, stream: StreamConfig, num_history: int, num_candidates: int) -> int:
     square = 2 * config.dim * config.dim
-    # of a pair: the attention network's product and weight, and its share of the weighted sum
-    per_pair = square + 2 * config.dim + 2 * config.dim
-    per_candidate = square * (1 + 4 + stream.num_layers - 1)
+    # of a pair: the attention network's layers and weight, and its share of the weighted sum
+    per_pair = stream.num_layers * square + 2 * config.dim + 2 * config.dim
+    per_candidate = square * (1 + 4 + 1)
     return num_history * square + num_candidates * per_candidate + num_history * num_candidates * per_pair
 
 

@@ -14,7 +14,7 @@ STCA after "Make It Long, Keep It Fast" (arXiv 2511.06077): the query of a layer
 outputs of all layers before.
 
 DIN after "Deep Interest Network" (arXiv 1706.06978): weights are not normalised. Its sum is divided by the stream's
-max_length and normalised as HSTU's attention is. `num_layers` counts the layers of the network behind the sum.
+max_length and normalised as HSTU's attention is. `num_layers` counts the hidden layers of the network that weighs.
 
 No encoder lets a candidate's vector depend on another candidate or on another request.
 
@@ -89,7 +89,7 @@ class SASRecEncoder(Encoder):
 
 
 class DINEncoder(Encoder):
-    """Target attention by a small network, summed, then layers on (candidate, contextual, sum, candidate x sum)."""
+    """Target attention by a small network, summed, then two layers on (candidate, contextual, sum, candidate x sum)."""
 
     def __init__(self, config: ModelConfig, stream: StreamConfig) -> None:
         super().__init__(config, stream)
@@ -97,10 +97,11 @@ class DINEncoder(Encoder):
         self.of_event = nn.Linear(dim, dim)
         self.of_candidate = nn.Linear(dim, dim, bias=False)
         self.of_product = nn.Linear(dim, dim, bias=False)
+        self.deeper = nn.ModuleList(nn.Linear(dim, dim) for _ in range(stream.num_layers - 1))
         self.weight = nn.Linear(dim, 1)
         self.sum_norm = nn.LayerNorm(dim, eps=config.norm_epsilon / stream.max_length**2)
-        self.first = nn.Linear(4 * dim, dim)
-        self.rest = nn.ModuleList(nn.Linear(dim, dim) for _ in range(stream.num_layers - 1))
+        self.hidden = nn.Linear(4 * dim, dim)
+        self.output = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
@@ -109,10 +110,8 @@ class DINEncoder(Encoder):
         request_C = request_of_rows(candidates.offsets_B1, items_CD.shape[0])
         sum_CD = self.sum_norm(self._weighted_sum(history, candidates))
         profile_CD = _mean(contextual)[request_C]
-        hidden_CD = self.first(torch.cat([items_CD, profile_CD, sum_CD, items_CD * sum_CD], dim=1))
-        for layer in self.rest:
-            hidden_CD = layer(self.dropout(silu(hidden_CD)))
-        return hidden_CD
+        hidden_CD = self.hidden(torch.cat([items_CD, profile_CD, sum_CD, items_CD * sum_CD], dim=1))
+        return self.output(self.dropout(silu(hidden_CD)))
 
     def _weighted_sum(self, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) sums of the events, each weighed for its candidate.
@@ -129,6 +128,8 @@ class DINEncoder(Encoder):
         event_P = history.offsets_B1[:-1][request_C][candidate_P] + position_of_rows(pair_offsets, num_pairs)
         product_PD = self.of_product(events_TD[event_P] * items_CD[candidate_P])
         hidden_PD = silu(product_PD + self.of_event(events_TD)[event_P] + self.of_candidate(items_CD)[candidate_P])
+        for layer in self.deeper:
+            hidden_PD = hidden_PD + silu(layer(hidden_PD))
         weighted_PD = (self.weight(hidden_PD) * events_TD[event_P]).to(items_CD.dtype)
         return torch.zeros_like(items_CD).index_add(0, candidate_P, weighted_PD) / self.max_length
 
