@@ -11,12 +11,14 @@ import torch
 
 from features.dataset import open_dataset
 from features.errors import DataError
+from features.spec import CategoricalField
 from model.bundle import open_bundle
 from model.checkpoint import load_checkpoint
 from model.evaluation import score_candidates
 from model.ranker import Ranker
 from model.reader import Reader
 from model.score_config import ScoreConfig
+from model.score_encode import CandidateEncoder, RawCandidates
 from model.scorer import Scorer, ScoreRequest
 from model.scorer_batch import UserStreams
 from model.scorer_example import run
@@ -164,3 +166,23 @@ def test_the_example_runs(workspace, capsys):
     assert f"{longest} events of history" in shown
     assert shown.count("item -1:") == 2
     assert "user -1, not in the vocabulary, 0 events of history" in shown
+
+
+def test_contexts_are_encoded_as_the_streams_stage_does(scorer, monkeypatch):
+    """2022-05-05 18:30 UTC is Friday, half past two in the morning, in Shanghai."""
+    spec = scorer.bundle.contents.spec
+    names = ("weekday", "hour", "duration", "surface")
+    contexts = tuple(CategoricalField(name=name, size=64) for name in names)
+    contents = scorer.bundle.contents.model_copy(
+        update={"spec": spec.model_copy(update={"candidate_contexts": contexts})}
+    )
+    encoder = CandidateEncoder(scorer.bundle)
+    monkeypatch.setattr(encoder, "_contents", contents)
+    moment_C = np.full(3, 1_651_775_400_000)
+    raw = RawCandidates(np.array([502, 503, 1]), moment_C, np.array([12, 77, np.nan]), np.array([7000, 0, np.nan]))
+    weekday_C, hour_C, duration_C, surface_C = encoder.encode(raw).contexts
+    assert (weekday_C.tolist(), hour_C.tolist()) == ([5] * 3, [3] * 3)
+    assert duration_C.tolist() == [13, 1, 0]
+    assert surface_C.tolist() == [2, 1, 0]
+    items = encoder.encode(raw).items
+    assert [codes.tolist() for codes in items] == [[2, 3, 1], [3, 4, 0]]
