@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from kernels import hstu_attention_cached
+from kernels import AttentionPlan, hstu_attention, hstu_attention_cached
 from model.embeddings import EmbeddedTokens, JaggedTokens
 from model.sequence import TokenSequence
 from model.stu import STULayer
@@ -90,26 +90,58 @@ def _none_of(candidates: JaggedTokens) -> JaggedTokens:
 def _encode(transducer: HSTUTransducer, sequence: TokenSequence) -> Iterator[LayerCache]:
     stack = transducer.stack
     lengths = sequence.offsets_B1.diff().tolist()
+    plan = _plan(sequence)
     for number, module in enumerate(stack.layers, start=1):
         layer = cast(STULayer, module)
-        x_TD = layer.input_norm(sequence.values_TD)
         if number == len(stack.layers):
-            yield _cache(layer, *_keys_and_values(layer, x_TD), sequence=sequence, lengths=lengths)
+            yield _cache(layer, *_keys_and_values(layer, sequence.values_TD), sequence=sequence, lengths=lengths)
             return
-        u_TE, v_TE, q_TE, k_TE = silu(layer.uvqk(x_TD)).split(layer.sizes, dim=1)
+        u_TE, v_TE, q_TE, k_TE = _project(layer, sequence.values_TD)
         # copies: a view would keep u and q alive as long as the cache
         yield _cache(layer, k_TE.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
-        attention_TE = layer._attend(q_TE, k_TE, v_TE, sequence=sequence)
+        attention_TE = _attend(layer, q_TE, k_TE, v_TE, plan=plan)
         sequence = sequence.with_values(_output(layer, attention_TE, u_TE, sequence.values_TD))
         if number in stack.keep_after_layer:
             keep = stack.keep_after_layer[number]
             sequence = sequence.truncated(keep)
             lengths = [min(length, sequence.num_contextual + keep) for length in lengths]
+            plan = _plan(sequence)
 
 
-def _keys_and_values(layer: STULayer, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+def _plan(sequence: TokenSequence) -> AttentionPlan:
+    """Shared by the layers that see the same tokens."""
+    return AttentionPlan(
+        sequence.offsets_B1, sequence.num_candidates_B, sequence.num_contextual, sequence.values_TD.shape[0]
+    )
+
+
+def _project(layer: STULayer, values_TD: Tensor) -> tuple[Tensor, ...]:
+    """u, v, q, k of tokens."""
+    return silu(layer.uvqk(layer.input_norm(values_TD))).split(layer.sizes, dim=1)
+
+
+def _attend(layer: STULayer, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, plan: AttentionPlan) -> Tensor:
+    """History among itself."""
+    attention_THV = hstu_attention(
+        q_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
+        k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
+        v_TE.unflatten(1, (layer.num_heads, layer.v_dim)),
+        offsets_B1=plan.offsets_B1,
+        num_contextual=plan.num_contextual,
+        num_candidates_B=plan.num_candidates_B,
+        mask=layer.mask,
+        alpha=layer.alpha,
+        scale=layer.scale,
+        impl=layer.impl,
+        plan=plan,
+    )
+    return attention_THV.flatten(1)
+
+
+def _keys_and_values(layer: STULayer, values_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values alone, from their rows of the joint projection u, v, q, k."""
     total_v, total_qk = layer.sizes[0], layer.sizes[2]
+    x_TD = layer.input_norm(values_TD)
     parts = (slice(2 * total_v + total_qk, None), slice(total_v, 2 * total_v))
     k_TE, v_TE = (silu(linear(x_TD, layer.uvqk.weight[part], layer.uvqk.bias[part])) for part in parts)
     return k_TE, v_TE
@@ -179,7 +211,7 @@ def _micro_batch(mixture: MixtureOfTransducers, cache: HistoryCache, candidates:
 
 def _candidate_layer(layer: STULayer, values_CD: Tensor, offsets_B1: Tensor, *, cache: LayerCache) -> Tensor:
     """One layer for candidates alone: each sees its request's cache and itself."""
-    u_CE, v_CE, q_CE, k_CE = silu(layer.uvqk(layer.input_norm(values_CD))).split(layer.sizes, dim=1)
+    u_CE, v_CE, q_CE, k_CE = _project(layer, values_CD)
     attention_CHV = hstu_attention_cached(
         q_CE.unflatten(1, (layer.num_heads, layer.qk_dim)),
         k_CE.unflatten(1, (layer.num_heads, layer.qk_dim)),
