@@ -10,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from apache_beam.options import pipeline_options as beam_options
 
@@ -44,11 +45,12 @@ def missing(config: PipelinesConfig, options: beam_options.PipelineOptions) -> I
         yield from _spill(config.spill)
     if config.runner == DATAFLOW and not _installed("google.cloud.storage"):
         yield f"pipelines.runner: {DATAFLOW} needs Google's libraries: pip install 'apache-beam[gcp]'"
+    elsewhere = _is_elsewhere(config.runner, options)
     if config.runner in _PORTABLE_RUNNERS:
         portable = options.view_as(beam_options.PortableOptions)
         yield from _job_service(config.runner, options)
-        yield from _environment(portable.environment_type, portable.environment_config)
-    if _is_elsewhere(config.runner, options):
+        yield from _environment(portable.environment_type, portable.environment_config, elsewhere=elsewhere)
+    if elsewhere:
         yield from _shared(config)
         yield from _code(options)
 
@@ -75,23 +77,27 @@ def _job_service(runner: str, options: beam_options.PipelineOptions) -> Iterator
                 yield f"pipelines.options: --{name}={jar}: no such file"
 
 
-def _environment(kind: str | None, config: str | None) -> Iterator[str]:
-    """Where workers come from."""
+def _environment(kind: str | None, config: str | None, *, elsewhere: bool) -> Iterator[str]:
+    """Where workers come from; what is on other machines cannot be looked at from this one."""
     kind = (kind or "DOCKER").upper()
-    if kind == "DOCKER" and not shutil.which("docker"):
+    details: dict[str, Any]
+    try:
+        details = json.loads(config) if config is not None and config.startswith("{") else {"url": config}
+    except json.JSONDecodeError as error:
+        yield f"pipelines.options: --environment_config={config}: not valid JSON: {error}"
+        return
+    if kind == "DOCKER" and not elsewhere and not shutil.which("docker"):
         yield (
             "pipelines.options: no docker here to start workers in; give --environment_type=EXTERNAL and"
             " --environment_config=HOST:PORT of a worker pool (`python -m pipelines.workers`)"
         )
-    elif kind == "EXTERNAL" and config is None:
+    elif kind == "EXTERNAL" and not details.get("url"):
         yield "pipelines.options: --environment_config=HOST:PORT is missing, the address of a worker pool"
-    elif kind == "EXTERNAL" and config is not None:
-        address = json.loads(config)["url"] if config.startswith("{") else config
-        yield from _reachable(address, "--environment_config", "start a worker pool with `python -m pipelines.workers`")
-    elif kind == "PROCESS":
-        command = json.loads(config or "{}").get("command")
-        if not command or not shutil.which(command):
-            yield f"pipelines.options: --environment_config: no such command to start a worker: {command}"
+    elif kind == "EXTERNAL" and not elsewhere:
+        hint = "start a worker pool with `python -m pipelines.workers`"
+        yield from _reachable(details["url"], "--environment_config", hint)
+    elif kind == "PROCESS" and not elsewhere and not shutil.which(details.get("command") or ""):
+        yield f"pipelines.options: --environment_config: no such command to start a worker: {details.get('command')}"
 
 
 def _reachable(address: str, option: str, hint: str) -> Iterator[str]:

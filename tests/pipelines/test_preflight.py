@@ -79,6 +79,24 @@ def test_a_pool_without_an_address_is_said() -> None:
     assert problem.startswith("pipelines.options: --environment_config=HOST:PORT is missing")
 
 
+def test_a_command_that_starts_workers_must_be_there() -> None:
+    options = ("--job_endpoint=embed", "--environment_type=PROCESS")
+    assert problems_of("PortableRunner", *options, '--environment_config={"command": "/no/such"}') == [
+        "pipelines.options: --environment_config: no such command to start a worker: /no/such"
+    ]
+    (problem,) = problems_of("PortableRunner", *options, "--environment_config={command: x}")
+    assert problem.startswith("pipelines.options: --environment_config={command: x}: not valid JSON")
+
+
+def test_a_pool_on_machines_elsewhere_is_not_looked_for_here(
+    monkeypatch: pytest.MonkeyPatch, dead_address: str
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", "/opt/java")
+    monkeypatch.setattr("pipelines.preflight.filesystem_type", lambda folder: "nfs4")
+    check_runner(config_of("FlinkRunner", *FLINK, *external(dead_address)))
+    check_runner(config_of("SparkRunner", "--spark_master_url=spark://spark.example:7077", *external(dead_address)))
+
+
 def test_no_java_and_no_docker_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
