@@ -22,12 +22,26 @@ from features.files import atomic_directory, read_json, write_json
 from features.schema import check_schema, side_table_schema
 from features.side import encode_side_table
 from features.vocabulary import VocabularySet
-from model.bundle import CARD, ITEMS, METRICS, PARAMS, TABLES, VOCABULARY, WEIGHTS, BundleManifest, Contents, publish
+from model.bundle import (
+    CARD,
+    ITEMS,
+    METRICS,
+    PARAMS,
+    TABLES,
+    VOCABULARY,
+    WEIGHTS,
+    Bundle,
+    BundleManifest,
+    Contents,
+    open_bundle,
+    publish,
+)
 from model.checkpoint import Checkpoint, check_compatible, load_checkpoint
 from model.config import ModelConfig
 from model.export_tables import named_segments, segment_rows
 from model.model_card import model_card
-from model.parity import measure_variants, standard_variants
+from model.parity import served_bundle, standard_variants
+from model.parity_measure import measure_all
 from model.parity_table import ParityTable, cost_lines, quality_lines
 from model.score_config import ExportConfig, ScoreConfig
 from model.score_encode import catalogue_table
@@ -84,7 +98,7 @@ def export(paths: ExportPaths) -> None:
         # the name is that of what decides a score, so it is known before anything is measured
         name = publish(bundle, contents).name
         logger.info("export: bundle %s, embedding rows in %s", name, contents.tables.label)
-        parity = measure_parity(paths, checkpoint, dataset, config=config, score=score)
+        parity = measure_parity(paths, checkpoint, open_bundle(bundle), dataset=dataset)
         metrics = read_metrics(paths.metrics)
         write_json(bundle / METRICS, metrics | {"parity": parity.to_json()})
         card = model_card(name, contents, metrics, parity=parity, max_candidates=features.requests.max_candidates)
@@ -165,9 +179,10 @@ def write_ids(bundle: Path, vocabularies: VocabularySet, items: Path, *, categor
 
 
 def measure_parity(
-    paths: ExportPaths, checkpoint: Checkpoint, dataset: StreamsDataset, *, config: ExportConfig, score: ScoreConfig
+    paths: ExportPaths, checkpoint: Checkpoint, bundle: Bundle, *, dataset: StreamsDataset
 ) -> ParityTable:
-    """Every precision on the evaluation window."""
+    """Every precision, and the bundle as it lies on disk, on the evaluation window."""
+    config, score = ExportConfig.load(paths.params), ScoreConfig.load(paths.params)
     window = evaluation_window(
         dataset,
         checkpoint.header.model,
@@ -176,13 +191,8 @@ def measure_parity(
     )
     if window.num_requests == 0:
         raise DataError(f"{dataset.path}: no requests in the evaluation window")
-    return measure_variants(
-        checkpoint,
-        window,
-        standard_variants(checkpoint.header.model.dim, config, compute=score.compute),
-        config=score,
-        groups=EvaluateConfig.load(paths.params).groups,
-    )
+    served = [*standard_variants(checkpoint, config, score), served_bundle(bundle, score)]
+    return measure_all(served, window, config=score, groups=EvaluateConfig.load(paths.params).groups)
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:

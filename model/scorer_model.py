@@ -47,7 +47,7 @@ class ServedModel(nn.Module):
         """
         super().__init__()
         check_cacheable(config)
-        self.config, self.spec, self.device = config, spec, device
+        self.config, self.spec, self.table_format, self.device = config, spec, table_format, device
         fields = table_fields(config, spec)
         self.tables = QuantizedTables(fields, config.dim, table_format, device=device, placement=placement)
         # the embeddings look up through what both kinds of tables have: names, first rows and forward

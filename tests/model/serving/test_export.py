@@ -54,11 +54,12 @@ def test_the_table_has_every_precision_and_its_card_too(workspace):
     bundle = open_bundle(workspace.bundle)
     table = read_json(bundle.path / METRICS)["parity"]
     labels = [row["label"] for row in table["variants"]]
-    assert labels == ["fp32", "bf16, tables fp32", "fp16", "int8", "int4"]
+    assert labels == ["fp32", "bf16, tables fp32", "fp16", "int8", "int4", f"bundle {bundle.manifest.name}, fp32"]
     first = table["variants"][0]
     assert (first["largest_difference"], first["table_share"]) == (0, 1)
     assert all(row["latency_p99_ms"] >= row["latency_p50_ms"] > 0 for row in table["variants"])
-    shares = [row["table_share"] for row in table["variants"]]
+    assert table["variants"][-1]["largest_difference"] == 0
+    shares = [row["table_share"] for row in table["variants"][:-1]]
     assert sorted(shares, reverse=True) == shares
     card = (bundle.path / CARD).read_text()
     for text in (bundle.manifest.name, "## Trained on", "## Limits", "| int4 |", "is_click", "UTC"):
