@@ -31,11 +31,6 @@ STAGES = {
         "params": ["train"],
         "outs": ["models/ranker"],
     },
-    "evaluate": {
-        "cmd": "python stages.py evaluate",
-        "deps": ["models/ranker", "stages.py"],
-        "metrics": ["metrics/evaluate.json"],
-    },
 }
 CODE = """
 import json, os, sys, time
@@ -56,9 +51,6 @@ if stage == "ingest":
 if stage == "train":
     Path("models/ranker").mkdir(parents=True)
     Path("models/ranker/noise").write_text(Path("data/events/noise").read_text())
-if stage == "evaluate":
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/evaluate.json").write_text(json.dumps({"noise": float(Path("models/ranker/noise").read_text())}))
 """
 PREDICT = """
 import argparse, json
@@ -72,7 +64,8 @@ rng = np.random.default_rng(0)
 size, tasks = 3000, ["is_click"]
 truth = rng.normal(0, 1.3, size)
 columns = {"user_id": np.arange(size) % 300, "request_id": np.arange(size), "history": np.full(size, 20),
-           "cold": np.zeros(size, bool), "surface": np.full(size, 2), "label is_click": rng.random(size) < 1 / (1 + np.exp(-truth))}
+           "cold": np.zeros(size, bool), "surface": np.full(size, 2)}
+columns["label is_click"] = rng.random(size) < 1 / (1 + np.exp(-truth))
 for text in args.model:
     name, _, folder = text.partition("=")
     noise = float((Path(folder) / "ranker" / "noise").read_text())
