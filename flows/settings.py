@@ -18,6 +18,7 @@ from features.files import atomic_file
 from flows.nightly.config import RetrainConfig
 from model.config import ModelConfig
 from model.score_config import ExportConfig, ScoreConfig
+from model.study_config import StudyConfig
 from model.train_config import EvaluateConfig, TrainConfig
 from pipelines.config import PipelinesConfig
 from pipelines.validate_config import ValidateConfig
@@ -32,6 +33,7 @@ SECTIONS: tuple[type[Section], ...] = (
     EvaluateConfig,
     ExportConfig,
     ScoreConfig,
+    StudyConfig,
     RetrainConfig,
 )
 
