@@ -1,7 +1,7 @@
 """Beam's local job service with several workers: `python -m pipelines.job_service --port 50000 --num-workers 2`.
 
 It is what `--runner=PortableRunner --job_endpoint=localhost:50000` sends its pipelines to. The service that Beam ships
-asks for one worker whatever the options say.
+asks for one worker whatever the options say, and waits forever for a worker that died.
 """
 
 from __future__ import annotations
@@ -14,14 +14,28 @@ import threading
 from types import FrameType
 from typing import Any
 
+import grpc
 from apache_beam.portability.api import beam_job_api_pb2
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlConnection
 from apache_beam.runners.portability.local_job_service import BeamJob, LocalJobServicer
 from apache_beam.runners.runner import PipelineResult
 
+from features.errors import DataError
 from pipelines.engine import log_to_stderr
 
 _LOG = logging.getLogger(__name__)
+
+
+class WatchedConnection(ControlConnection):
+    """The connection of a worker; when it ends, what the worker still owed fails instead of being waited for."""
+
+    def _read(self) -> None:
+        try:
+            super()._read()
+        except grpc.RpcError:
+            _LOG.warning("a worker hung up")
+        self.abort(DataError("a worker died (killed, or out of memory); nothing was published, run the stage again"))
 
 
 class SpreadRunner(FnApiRunner):
@@ -47,6 +61,8 @@ class SpreadJob(BeamJob):
 
 def serve(port: int, num_workers: int) -> None:
     """Serves until SIGTERM or SIGINT; port 0 takes a free one, which the log names."""
+    # Beam's servicer looks its connections' class up here and has no other way to name one.
+    worker_handlers.ControlConnection = WatchedConnection  # type: ignore[misc]
     service = LocalJobServicer(beam_job_type=functools.partial(SpreadJob, num_workers=num_workers))
     stop = threading.Event()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -80,11 +81,20 @@ class Refuse(beam.DoFn):
         raise DataError(f"raw/log.csv: row {element} is bad")
 
 
-def test_a_workers_data_error_comes_back_as_its_own_text(options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+class Die(beam.DoFn):
+    def process(self, element: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(Refuse(), "raw/log.csv: row 3 is bad"), (Die(), "a worker died .*; nothing was published")]
+)
+def test_what_happens_to_a_worker_comes_back_as_one_line(
+    options: list[str], capfd: pytest.CaptureFixture[str], step: beam.DoFn, message: str
+) -> None:
     config = PipelinesConfig(
-        runner="PortableRunner", options=tuple(options), num_workers=1, num_shards=1, rows_per_unit=1
+        runner="PortableRunner", options=tuple(options), num_workers=1, num_shards=1, rows_per_unit=1, spill=None
     )
-    with pytest.raises(DataError) as caught:
-        run_pipeline(lambda pipeline: pipeline | beam.Create([3]) | beam.ParDo(Refuse()), config)
-    assert str(caught.value) == "raw/log.csv: row 3 is bad"
+    with pytest.raises(DataError, match=f"^{message}"):
+        run_pipeline(lambda pipeline: pipeline | beam.Create([3]) | beam.ParDo(step), config)
     assert "Traceback" not in capfd.readouterr().err
