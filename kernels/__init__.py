@@ -2,18 +2,33 @@
 
 from kernels.attention import IMPLEMENTATIONS, hstu_attention
 from kernels.cached import hstu_attention_cached
+from kernels.gemm import Projections, linear, project_uvqk
 from kernels.jagged import concat_jagged, lengths_to_offsets, split_jagged, truncate_jagged
 from kernels.mask import AttentionMask
+from kernels.norm import GatedNorm, QuantisedRows, gated_norm, layer_norm, layer_norm_quantised, quantise_rows
 from kernels.plan import AttentionPlan
+from kernels.stu import STUSettings, STUWeights, stu_layer
 
 __all__ = [
     "IMPLEMENTATIONS",
     "AttentionMask",
     "AttentionPlan",
+    "GatedNorm",
+    "Projections",
+    "QuantisedRows",
+    "STUSettings",
+    "STUWeights",
     "concat_jagged",
+    "gated_norm",
     "hstu_attention",
     "hstu_attention_cached",
+    "layer_norm",
+    "layer_norm_quantised",
     "lengths_to_offsets",
+    "linear",
+    "project_uvqk",
+    "quantise_rows",
     "split_jagged",
+    "stu_layer",
     "truncate_jagged",
 ]

@@ -93,9 +93,7 @@ def attention_backward(qkv: tuple[Tensor, ...], do: Tensor, gradients: tuple[Ten
 def query_work(problem: Problem, tiles: Tiles, *, num_heads: int, dim: int) -> WorkItems:
     """The plan's items for these tiles; `dim` columns are summed."""
     slot_elements = num_heads * tiles.block_m * dim
-    return query_items(
-        problem.plan, problem.mask, block=tiles.block_m, chunk=tiles.chunk, slot_elements=slot_elements
-    )
+    return query_items(problem.plan, problem.mask, block=tiles.block_m, chunk=tiles.chunk, slot_elements=slot_elements)
 
 
 def launch_forward(tensors: tuple[Tensor, ...], problem: Problem, tiles: TileSet, work: WorkItems) -> None:
@@ -106,7 +104,9 @@ def launch_forward(tensors: tuple[Tensor, ...], problem: Problem, tiles: TileSet
     sources = _sources((q, k, v), blocks, tma=tiles.tma)
     parts = _parts(work, settings, out, dim=padded_dim(v.shape[2], beside=q.shape[2]))
     fixed = {"TWO_LOOPS": settings.two_loops}
-    _launch(hstu_attention_fwd_kernel, (*sources, out, parts), tensors, problem, settings, work, (problem.scale,), fixed)
+    _launch(
+        hstu_attention_fwd_kernel, (*sources, out, parts), tensors, problem, settings, work, (problem.scale,), fixed
+    )
     _add_parts(parts, out, work, settings, problem.scale)
 
 
@@ -143,7 +143,7 @@ def _launch(
 ) -> None:
     q, _, v = tensors[:3]
     fixed = fixed | constants(
-        num_heads=q.shape[1], qk_dim=q.shape[2], v_dim=v.shape[2], mask=problem.mask, dtype=q.dtype, backend=_backend()
+        num_heads=q.shape[1], qk_dim=q.shape[2], v_dim=v.shape[2], mask=problem.mask, dtype=q.dtype, backend=backend()
     )
     # The launcher takes the current device, which need not be the tensors'.
     with torch.cuda.device_of(q):
@@ -231,7 +231,7 @@ def tile_set(q: Tensor, v: Tensor, mask: AttentionMask) -> TileSet:
     """The launch settings for these tensors."""
     qk_dim, v_dim = q.shape[2], v.shape[2]
     dim = max(padded_dim(qk_dim, beside=v_dim), padded_dim(v_dim, beside=qk_dim))
-    return choose_tiles(dim=dim, dtype=q.dtype, local_window=mask.local_window, backend=_backend())
+    return choose_tiles(dim=dim, dtype=q.dtype, local_window=mask.local_window, backend=backend())
 
 
 def padded_dim(dim: int, *, beside: int) -> int:
@@ -247,7 +247,8 @@ def interpreted() -> bool:
     return not isinstance(hstu_attention_fwd_kernel, triton.JITFunction)
 
 
-def _backend() -> Backend:
+def backend() -> Backend:
+    """What runs the kernels here."""
     if interpreted():
         return "interpreter"
     return "cuda" if torch.version.hip is None else "hip"

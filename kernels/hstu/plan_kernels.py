@@ -70,9 +70,7 @@ def query_items_kernel(
         other = begin + tl.arange(0, BLOCK_B)
         inside = other < num_requests
         _, other_end, other_candidates = request_extent(offsets_ptr, candidates_ptr, other, inside, CACHED)
-        in_parts, parts, in_one, band = query_tiles(
-            other_end, other_candidates, whole_rows, chunk, MAX_SPLIT, BLOCK_M
-        )
+        in_parts, parts, in_one, band = query_tiles(other_end, other_candidates, whole_rows, chunk, MAX_SPLIT, BLOCK_M)
         if CACHED:
             band = band * 0
         split = tl.where(parts > 1, in_parts, 0)

@@ -81,7 +81,9 @@ def store_rows(
     """Writes the rows row..end of a head."""
     rows = row + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
-    pointers = target_ptr + (start + rows).to(tl.int64)[:, None] * stride_t + head.to(tl.int64) * stride_h + columns[None, :]
+    pointers = (
+        target_ptr + (start + rows).to(tl.int64)[:, None] * stride_t + head.to(tl.int64) * stride_h + columns[None, :]
+    )
     mask = (rows < end)[:, None]
     if DIM != BLOCK_D:
         mask = mask & (columns < DIM)[None, :]
@@ -89,9 +91,7 @@ def store_rows(
 
 
 @triton.jit
-def store_part(
-    parts_ptr, values, slot, head, H: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def store_part(parts_ptr, values, slot, head, H: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     """Writes a tile's share of a sum to its slot of (slots, H, ROWS, BLOCK_D)."""
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)

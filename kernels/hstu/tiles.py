@@ -48,8 +48,8 @@ class TileSet:
 
 
 _SMALL = TileSet(Tiles(32, 32, 4, 1, 64), Tiles(32, 32, 4, 1, 64, True), Tiles(32, 32, 4, 1))
-_CUDA_BAND = TileSet(Tiles(64, 64, 4, 3, 2048), Tiles(64, 64, 4, 2, 2048), Tiles(32, 64, 4, 4), tma=True)
-_CUDA_WIDE = TileSet(Tiles(128, 64, 4, 2, two_loops=True), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 4), tma=True)
+_CUDA_BAND = TileSet(Tiles(64, 64, 4, 3, 2048), Tiles(64, 64, 4, 2, 1024), Tiles(32, 64, 4, 4), tma=True)
+_CUDA_WIDE = TileSet(Tiles(128, 64, 4, 2, two_loops=True), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), tma=True)
 _CUDA_256 = TileSet(Tiles(64, 64, 8, 2, 2048), Tiles(64, 32, 8, 2, 2048), Tiles(32, 64, 8, 2))
 _HIP_128 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 2, 2048), Tiles(32, 64, 4, 1))
 _HIP_256 = TileSet(Tiles(64, 32, 4, 1, 2048), Tiles(32, 32, 4, 1, 2048), Tiles(32, 32, 4, 1))

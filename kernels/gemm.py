@@ -1,0 +1,104 @@
+"""Matrix products of an STU layer with their epilogues, in PyTorch and in Triton.
+
+Legend: T tokens, K and N input and output columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from kernels.norm import QuantisedRows, check_impl
+
+Matrix = Tensor | QuantisedRows
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The UVQK projection, split where the gate ends.
+
+    Attributes:
+        u_TE: (T, E) SiLU'd gate.
+        vqk_TN: (T, N - E) SiLU'd values, queries and keys.
+        pre_TN: (T, N) what SiLU got, when it was asked for, and then u is empty.
+    """
+
+    u_TE: Tensor
+    vqk_TN: Tensor
+    pre_TN: Tensor | None = None
+
+
+def linear(
+    x_TK: Matrix,
+    weight_NK: Matrix,
+    *,
+    impl: str,
+    dtype: torch.dtype,
+    bias_N: Tensor | None = None,
+    residual_TN: Tensor | None = None,
+) -> Tensor:
+    """x weight^T + bias + residual, accumulated in fp32 and rounded once; no autograd.
+
+    Args:
+        x_TK: (T, K) tokens, or quantised rows.
+        weight_NK: (N, K), quantised when x is.
+        impl: "reference" or "triton".
+        dtype: of the result.
+        bias_N: (N,) added to every row.
+        residual_TN: (T, N) added to the product.
+    """
+    check_impl(impl)
+    if impl == "triton":
+        from kernels.layer import gemms
+
+        return gemms.linear(x_TK, weight_NK, dtype=dtype, bias_N=bias_N, residual_TN=residual_TN)
+    out = _product(x_TK, weight_NK)
+    if bias_N is not None:
+        out = out + bias_N
+    if residual_TN is not None:
+        out = out + residual_TN
+    return out.to(dtype)
+
+
+def project_uvqk(
+    x_TK: Matrix,
+    weight_NK: Matrix,
+    bias_N: Tensor,
+    *,
+    num_gates: int,
+    dtype: torch.dtype,
+    impl: str,
+    keep_pre: bool = False,
+) -> Projections:
+    """SiLU(x weight^T + bias), its first `num_gates` columns apart (paper Eq. 2); no autograd.
+
+    Args:
+        x_TK: (T, K) normalised tokens, or quantised rows.
+        weight_NK: (N, K), quantised when x is.
+        bias_N: (N,).
+        num_gates: E, columns of u.
+        dtype: of the results.
+        impl: "reference" or "triton".
+        keep_pre: for the backward: returns what SiLU got, and leaves u empty.
+    """
+    check_impl(impl)
+    if impl == "triton":
+        from kernels.layer import gemms
+
+        return gemms.project_uvqk(x_TK, weight_NK, bias_N, num_gates=num_gates, dtype=dtype, keep_pre=keep_pre)
+    pre = _product(x_TK, weight_NK) + bias_N
+    activated = silu(pre).to(dtype)
+    if keep_pre:
+        return Projections(activated[:, :0], activated[:, num_gates:], pre.to(dtype))
+    return Projections(activated[:, :num_gates], activated[:, num_gates:])
+
+
+def _product(x: Matrix, weight: Matrix) -> Tensor:
+    if isinstance(x, QuantisedRows) != isinstance(weight, QuantisedRows):
+        raise ValueError("x and weight are quantised together or not at all")
+    if isinstance(x, QuantisedRows):
+        x, weight = x.dequantised(), weight.dequantised()
+    return x @ weight.T if x.dtype == torch.float64 else x.float() @ weight.float().T

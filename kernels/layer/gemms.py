@@ -1,0 +1,161 @@
+"""Launches the matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels.gemm import Matrix, Projections
+from kernels.hstu.function import backend
+from kernels.layer.gemm_kernels import gemm_kernel
+from kernels.norm import QuantisedRows
+
+
+@dataclass(frozen=True)
+class GemmTiles:
+    """Launch settings.
+
+    Attributes:
+        block_m: rows of an output tile.
+        block_n: columns of an output tile.
+        block_k: depth of a step.
+        warps: warps of a program.
+        stages: steps in flight.
+        programs_per_sm: persistent programs a multiprocessor.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    programs_per_sm: int = 1
+
+
+_SMALL = GemmTiles(32, 32, 32, 4, 1)
+_HIP = GemmTiles(128, 128, 32, 8, 2)
+_CUDA_16 = GemmTiles(128, 256, 64, 8, 3)
+_CUDA_8 = GemmTiles(128, 256, 128, 8, 3)
+_GROUP_M = 8
+
+
+def choose_gemm_tiles(*, dtype: torch.dtype, where: str) -> GemmTiles:
+    """The settings for operands of a dtype on a backend."""
+    if where == "interpreter" or dtype == torch.float32:
+        return _SMALL
+    if where == "hip":
+        return _HIP
+    return _CUDA_8 if dtype.itemsize == 1 else _CUDA_16
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a product on its way to memory; tensors that do not exist are not touched."""
+
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    silu: bool = False
+    split: int | None = None
+
+
+def linear(
+    x: Matrix, weight: Matrix, *, dtype: torch.dtype, bias_N: Tensor | None, residual_TN: Tensor | None
+) -> Tensor:
+    """x weight^T + bias + residual."""
+    out = torch.empty(_rows(x), _rows(weight), dtype=dtype, device=_values(x).device)
+    launch(x, weight, Epilogue(bias=bias_N, residual=residual_TN), out=out)
+    return out
+
+
+def project_uvqk(
+    x: Matrix, weight: Matrix, bias_N: Tensor, *, num_gates: int, dtype: torch.dtype, keep_pre: bool
+) -> Projections:
+    """SiLU(x weight^T + bias) in two matrices, and what SiLU got instead of the first."""
+    rows, columns, device = _rows(x), _rows(weight), _values(x).device
+    u = torch.empty(rows, 0 if keep_pre else num_gates, dtype=dtype, device=device)
+    vqk = torch.empty(rows, columns - num_gates, dtype=dtype, device=device)
+    pre = torch.empty(rows, columns, dtype=dtype, device=device) if keep_pre else None
+    launch(x, weight, Epilogue(bias=bias_N, silu=True, split=num_gates), out=u, rest=vqk, pre=pre)
+    return Projections(u, vqk, pre)
+
+
+def launch(
+    x: Matrix,
+    weight: Matrix,
+    epilogue: Epilogue,
+    *,
+    out: Tensor,
+    rest: Tensor | None = None,
+    pre: Tensor | None = None,
+    tiles: GemmTiles | None = None,
+) -> None:
+    """Runs the kernel.
+
+    Raises:
+        ValueError: operands do not fit together.
+        NotImplementedError: the kernel cannot take them.
+    """
+    a, b = _values(x), _values(weight)
+    _check(x, weight)
+    num_rows, num_columns, depth = a.shape[0], b.shape[0], a.shape[1]
+    if num_rows == 0 or num_columns == 0:
+        return
+    where = backend()
+    tiles = tiles or choose_gemm_tiles(dtype=a.dtype, where=where)
+    tma = where == "cuda" and a.dtype != torch.float32 and _fits_descriptor(a) and _fits_descriptor(b)
+    num_tiles = triton.cdiv(num_rows, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
+    programs = min(num_tiles, _multiprocessors(a) * tiles.programs_per_sm)
+    scales = (x.scale_T, weight.scale_T) if isinstance(x, QuantisedRows) else (out, out)  # type: ignore[union-attr]
+    residual, rest_, pre_ = (out if y is None else y for y in (epilogue.residual, rest, pre))
+    with torch.cuda.device_of(a):
+        gemm_kernel[(programs,)](
+            _source(a, tiles.block_m, tiles.block_k, tma=tma), _source(b, tiles.block_n, tiles.block_k, tma=tma),
+            *scales, out if epilogue.bias is None else epilogue.bias, residual, out, rest_, pre_,
+            num_rows, num_columns, depth, epilogue.split or 0,
+            *(y.stride(0) for y in (a, b, residual, out, rest_, pre_)),
+            SCALED=isinstance(x, QuantisedRows), BIAS=epilogue.bias is not None,
+            RESIDUAL=epilogue.residual is not None, SILU=epilogue.silu, SPLIT=epilogue.split is not None,
+            PRE=pre is not None, PRECISION="ieee", TMA=tma, PROGRAMS=programs,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=_GROUP_M,
+            STAGES=tiles.stages, num_warps=tiles.warps,
+        )  # fmt: skip
+
+
+def _source(matrix: Tensor, rows: int, columns: int, *, tma: bool) -> Any:
+    if not tma:
+        return matrix
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+def _fits_descriptor(matrix: Tensor) -> bool:
+    aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+    return matrix.stride(1) == 1 and aligned
+
+
+def _check(x: Matrix, weight: Matrix) -> None:
+    a, b = _values(x), _values(weight)
+    if isinstance(x, QuantisedRows) != isinstance(weight, QuantisedRows):
+        raise ValueError("x and weight are quantised together or not at all")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.dtype != b.dtype:
+        raise ValueError(f"x {tuple(a.shape)} {a.dtype} and weight {tuple(b.shape)} {b.dtype} make no x weight^T")
+    if a.stride(1) != 1 or b.stride(1) != 1:
+        raise NotImplementedError(f'impl "triton" needs columns side by side, not strides {a.stride()}, {b.stride()}')
+
+
+def _values(matrix: Matrix) -> Tensor:
+    return matrix.values_TD if isinstance(matrix, QuantisedRows) else matrix
+
+
+def _rows(matrix: Matrix) -> int:
+    return _values(matrix).shape[0]
+
+
+def _multiprocessors(tensor: Tensor) -> int:
+    if tensor.device.type != "cuda":
+        return 4
+    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)

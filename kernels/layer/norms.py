@@ -1,0 +1,273 @@
+"""Launches the norm kernels and gives them to autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.layer.norm_kernels import (
+    gated_norm_bwd_kernel,
+    gated_norm_fwd_kernel,
+    layer_norm_bwd_kernel,
+    layer_norm_fwd_kernel,
+    quantise_rows_kernel,
+    silu_bwd_kernel,
+)
+from kernels.norm import FP8, GatedNorm, QuantisedRows
+
+# Elements that a program holds at once, and rows at most.
+_TILE_ELEMENTS, _MAX_ROWS = 4096, 16
+_MAX_COLUMNS = 8192
+# Programs of a backward kernel; each leaves one row of partial sums.
+_BACKWARD_PROGRAMS = 132 * 4
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """Launch settings of a kernel that holds whole rows."""
+
+    groups: int
+    dim: int
+    block: int
+    rows: int
+
+    @classmethod
+    def of(cls, columns: int, groups: int = 1) -> RowTiles:
+        """For rows of so many columns.
+
+        Raises:
+            NotImplementedError: more columns than a program can hold, or groups that are no power of two.
+        """
+        if columns > _MAX_COLUMNS or groups & (groups - 1):
+            raise NotImplementedError(
+                f'impl "triton" takes rows of up to {_MAX_COLUMNS} columns in 1, 2, 4, ... groups, '
+                f"not {columns} in {groups}"
+            )
+        block = triton.next_power_of_2(columns // groups)
+        return cls(groups, columns // groups, block, max(1, min(_MAX_ROWS, _TILE_ELEMENTS // (groups * block))))
+
+    def fixed(self) -> dict[str, int]:
+        """The kernels' compile-time arguments, apart from groups."""
+        return {"DIM": self.dim, "BLOCK": self.block, "ROWS": self.rows, "num_warps": 4 if self.rows > 1 else 8}
+
+
+def quantise_rows(x_TD: Tensor) -> QuantisedRows:
+    """Rows in e4m3 with their scales."""
+    tiles, out = RowTiles.of(x_TD.shape[1]), _empty_quantised(x_TD)
+    if x_TD.numel() > 0:
+        with torch.cuda.device_of(x_TD):
+            quantise_rows_kernel[(triton.cdiv(len(x_TD), tiles.rows),)](
+                x_TD, out.values_TD, out.scale_T, len(x_TD), x_TD.stride(0), x_TD.shape[1], **tiles.fixed()
+            )
+    return out
+
+
+def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """LayerNorm without autograd."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _launch_layer_norm(x, weight, bias, out, out, epsilon, quantise=False)
+    return out
+
+
+def layer_norm_quantised(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> QuantisedRows:
+    """LayerNorm in e4m3."""
+    out = _empty_quantised(x_TD)
+    _launch_layer_norm(x_TD, weight_D, bias_D, out.values_TD, out.scale_T, epsilon, quantise=True)
+    return out
+
+
+def _launch_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Tensor, epsilon: float, *, quantise: bool
+) -> None:
+    tiles = RowTiles.of(x.shape[1])
+    if x.numel() > 0:
+        with torch.cuda.device_of(x):
+            layer_norm_fwd_kernel[(triton.cdiv(len(x), tiles.rows),)](
+                x, weight, bias, out, scales, len(x), x.stride(0), out.stride(0), epsilon,
+                QUANTISE=quantise, **tiles.fixed(),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NormGradients:
+    """Gradients of a norm: of its input, its weight and its bias."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None
+) -> NormGradients:
+    """Gradients of LayerNorm; `residual` is added to the input's."""
+    tiles, dx = RowTiles.of(x.shape[1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+    programs, rows_per_program = _backward_grid(len(x), tiles.rows)
+    dweight, dbias = (torch.zeros(programs, x.shape[1], device=x.device) for _ in range(2))
+    if x.numel() > 0:
+        with torch.cuda.device_of(x):
+            layer_norm_bwd_kernel[(programs,)](
+                dy, x, weight, x if residual is None else residual, dx, dweight, dbias,
+                len(x), dy.stride(0), x.stride(0), 0 if residual is None else residual.stride(0), dx.stride(0),
+                epsilon, rows_per_program, RESIDUAL=residual is not None, **tiles.fixed(),
+            )  # fmt: skip
+    return NormGradients(dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(weight.dtype))
+
+
+def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> Tensor:
+    """LayerNorm with autograd."""
+    return _LayerNorm.apply(x_TD, weight_D, bias_D, epsilon)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """LayerNorm that saves its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return layer_norm_forward(x, weight, bias, epsilon)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        found = layer_norm_backward(_rows(grads[0]), x, weight, ctx.epsilon)
+        return found.input, found.weight, found.bias, None
+
+
+@dataclass(frozen=True)
+class GatedInputs:
+    """What the gated norm reads.
+
+    Attributes:
+        a: (T, E) attention; rows may be strided, as may u's.
+        u: (T, E) gate.
+        weight: (E,).
+        bias: (E,).
+        seed: of the dropout.
+    """
+
+    a: Tensor
+    u: Tensor
+    weight: Tensor
+    bias: Tensor
+    seed: int
+
+
+def gated_norm_forward(inputs: GatedInputs, settings: GatedNorm) -> Tensor:
+    """The gated norm without autograd."""
+    out = torch.empty(inputs.a.shape, dtype=inputs.u.dtype, device=inputs.a.device)
+    _launch_gated_norm(inputs, settings, out, out, quantise=False)
+    return out
+
+
+def gated_norm_quantised(inputs: GatedInputs, settings: GatedNorm) -> QuantisedRows:
+    """The gated norm in e4m3."""
+    out = _empty_quantised(inputs.a)
+    _launch_gated_norm(inputs, settings, out.values_TD, out.scale_T, quantise=True)
+    return out
+
+
+def _launch_gated_norm(
+    inputs: GatedInputs, settings: GatedNorm, out: Tensor, scales: Tensor, *, quantise: bool
+) -> None:
+    a, u = inputs.a, inputs.u
+    tiles = RowTiles.of(a.shape[1], settings.num_groups)
+    if a.numel() > 0:
+        with torch.cuda.device_of(a):
+            gated_norm_fwd_kernel[(triton.cdiv(len(a), tiles.rows),)](
+                a, u, inputs.weight, inputs.bias, out, scales, len(a), a.stride(0), u.stride(0), out.stride(0),
+                settings.epsilon, settings.dropout, inputs.seed,
+                G=tiles.groups, QUANTISE=quantise, DROPOUT=settings.dropout > 0, **tiles.fixed(),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GatedGradients:
+    """Where the backward writes: gradients of a and u, which may be views of a buffer, and the forward's y again."""
+
+    a: Tensor
+    u: Tensor
+    y: Tensor
+
+
+def gated_norm_backward(
+    dy: Tensor, inputs: GatedInputs, settings: GatedNorm, target: GatedGradients
+) -> tuple[Tensor, Tensor]:
+    """Writes `target`; returns the gradients of weight and bias."""
+    a, u = inputs.a, inputs.u
+    tiles = RowTiles.of(a.shape[1], settings.num_groups)
+    programs, rows_per_program = _backward_grid(len(a), tiles.rows)
+    dweight, dbias = (torch.zeros(programs, a.shape[1], device=a.device) for _ in range(2))
+    if a.numel() > 0:
+        with torch.cuda.device_of(a):
+            gated_norm_bwd_kernel[(programs,)](
+                dy, a, u, inputs.weight, inputs.bias, target.a, target.u, target.y, dweight, dbias,
+                len(a), dy.stride(0), a.stride(0), u.stride(0),
+                target.a.stride(0), target.u.stride(0), target.y.stride(0),
+                settings.epsilon, settings.dropout, inputs.seed, rows_per_program,
+                G=tiles.groups, DROPOUT=settings.dropout > 0, **tiles.fixed(),
+            )  # fmt: skip
+    return dweight.sum(0).to(inputs.weight.dtype), dbias.sum(0).to(inputs.weight.dtype)
+
+
+def gated_norm(inputs: GatedInputs, settings: GatedNorm) -> Tensor:
+    """The gated norm with autograd."""
+    return _GatedNorm.apply(inputs.a, inputs.u, inputs.weight, inputs.bias, settings, inputs.seed)
+
+
+class _GatedNorm(torch.autograd.Function):
+    """The gated norm, which saves a and u alone."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, u: Tensor, weight: Tensor, bias: Tensor, settings: GatedNorm, seed: int) -> Tensor:
+        ctx.save_for_backward(a, u, weight, bias)
+        ctx.settings, ctx.seed = settings, seed
+        return gated_norm_forward(GatedInputs(a, u, weight, bias, seed), settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = GatedInputs(*ctx.saved_tensors, ctx.seed)
+        target = GatedGradients(torch.empty_like(inputs.a), torch.empty_like(inputs.u), torch.empty_like(inputs.u))
+        dweight, dbias = gated_norm_backward(_rows(grads[0]), inputs, ctx.settings, target)
+        return target.a, target.u, dweight, dbias, None, None
+
+
+def silu_backward_(gradient_TN: Tensor, pre_TN: Tensor) -> Tensor:
+    """gradient *= SiLU'(pre) in place; returns the sum of its rows in fp32."""
+    num_rows, num_columns = gradient_TN.shape
+    rows, columns = 16, 256
+    programs, rows_per_program = _backward_grid(num_rows, rows)
+    total = torch.zeros(programs, num_columns, device=gradient_TN.device)
+    if gradient_TN.numel() > 0:
+        with torch.cuda.device_of(gradient_TN):
+            silu_bwd_kernel[(programs, triton.cdiv(num_columns, columns))](
+                gradient_TN, pre_TN, total, num_rows, gradient_TN.stride(0), pre_TN.stride(0), rows_per_program,
+                num_columns, ROWS=rows, COLUMNS=columns, num_warps=4,
+            )  # fmt: skip
+    return total.sum(0)
+
+
+def _backward_grid(num_rows: int, rows: int) -> tuple[int, int]:
+    """Programs, and the rows of each: a multiple of a tile's."""
+    programs = max(1, min(triton.cdiv(num_rows, rows), _BACKWARD_PROGRAMS))
+    return programs, triton.cdiv(triton.cdiv(num_rows, programs), rows) * rows
+
+
+def _rows(gradient: Tensor) -> Tensor:
+    """The gradient with its columns side by side; sum() hands back one without strides."""
+    return gradient if gradient.stride(1) == 1 and 0 not in gradient.stride() else gradient.contiguous()
+
+
+def _empty_quantised(x: Tensor) -> QuantisedRows:
+    if torch.version.hip is not None:
+        raise NotImplementedError("FP8 is e4m3fn here, which AMD's gfx942 does not have")
+    values = torch.empty(x.shape, dtype=FP8, device=x.device)
+    return QuantisedRows(values, torch.empty(len(x), dtype=torch.float32, device=x.device))

@@ -1,0 +1,119 @@
+"""The norms of an STU layer and row-wise FP8 quantisation, in PyTorch and in Triton.
+
+Legend: T rows, D or E columns. Every function takes `impl`: "reference" is the definition and runs anywhere, "triton"
+is one pass over memory; nothing falls back to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.attention import IMPLEMENTATIONS
+
+FP8 = torch.float8_e4m3fn
+_FP8_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class QuantisedRows:
+    """A matrix in float8 e4m3 with one scale per row: values * scale[:, None] is the matrix.
+
+    Attributes:
+        values_TD: (T, D) float8_e4m3fn.
+        scale_T: (T,) fp32, a row's largest element / 448; 0 for a row of zeros, whose values are 0.
+    """
+
+    values_TD: Tensor
+    scale_T: Tensor
+
+    def dequantised(self) -> Tensor:
+        """(T, D) fp32."""
+        return self.values_TD.float() * self.scale_T[:, None]
+
+
+@dataclass(frozen=True)
+class GatedNorm:
+    """Settings of Dropout(Norm(a) * u).
+
+    Attributes:
+        epsilon: added to the variance.
+        num_groups: groups of columns that are normalised apart; 1 is LayerNorm, the number of heads a norm per head.
+        dropout: share of elements that become 0; the others are divided by 1 - dropout.
+    """
+
+    epsilon: float
+    num_groups: int = 1
+    dropout: float = 0.0
+
+
+def quantise_rows(x_TD: Tensor, *, impl: str) -> QuantisedRows:
+    """Rows in e4m3, each scaled to its own largest element."""
+    check_impl(impl)
+    if impl == "triton":
+        from kernels.layer import norms
+
+        return norms.quantise_rows(x_TD)
+    x_TD = x_TD.float()
+    scale_T = x_TD.abs().amax(dim=1) / _FP8_MAX
+    factor_T = torch.where(scale_T > 0, 1 / scale_T, 0.0)
+    return QuantisedRows((x_TD * factor_T[:, None]).to(FP8), scale_T)
+
+
+def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, *, epsilon: float, impl: str) -> Tensor:
+    """LayerNorm of each row, with autograd; statistics in fp32."""
+    check_impl(impl)
+    if impl == "triton":
+        from kernels.layer import norms
+
+        return norms.layer_norm(x_TD, weight_D, bias_D, epsilon)
+    return torch.nn.functional.layer_norm(x_TD, x_TD.shape[1:], weight_D, bias_D, epsilon)
+
+
+def layer_norm_quantised(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, *, epsilon: float, impl: str) -> QuantisedRows:
+    """LayerNorm of each row, quantised before it reaches memory; no autograd."""
+    check_impl(impl)
+    if impl == "triton":
+        from kernels.layer import norms
+
+        return norms.layer_norm_quantised(x_TD, weight_D, bias_D, epsilon)
+    x_TD, weight_D, bias_D = x_TD.float(), weight_D.float(), bias_D.float()
+    return quantise_rows(layer_norm(x_TD, weight_D, bias_D, epsilon=epsilon, impl=impl), impl=impl)
+
+
+def gated_norm(
+    a_TE: Tensor, u_TE: Tensor, weight_E: Tensor, bias_E: Tensor, *, settings: GatedNorm, impl: str, seed: int = 0
+) -> Tensor:
+    """Dropout(Norm(a) * u) of each row (paper Eq. 4), with autograd; statistics in fp32.
+
+    Args:
+        a_TE: (T, E) attention.
+        u_TE: (T, E) gate.
+        weight_E: (E,) the norm's factors.
+        bias_E: (E,) the norm's summands.
+        settings: epsilon, groups and dropout.
+        impl: "reference" or "triton".
+        seed: of the dropout in "triton"; the reference draws from PyTorch's generator.
+    """
+    check_impl(impl)
+    if a_TE.shape[1] % settings.num_groups:
+        raise ValueError(f"{a_TE.shape[1]} columns do not make {settings.num_groups} groups")
+    if impl == "triton":
+        from kernels.layer import norms
+
+        return norms.gated_norm(norms.GatedInputs(a_TE, u_TE, weight_E, bias_E, seed), settings)
+    grouped = a_TE.unflatten(1, (settings.num_groups, -1))
+    normal = torch.nn.functional.layer_norm(grouped, grouped.shape[2:], eps=settings.epsilon).flatten(1)
+    return torch.nn.functional.dropout((normal * weight_E + bias_E) * u_TE, settings.dropout)
+
+
+def check_impl(impl: str) -> None:
+    """Refuses an implementation that does not exist.
+
+    Raises:
+        NotImplementedError: naming it.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise NotImplementedError(f"no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
