@@ -24,7 +24,7 @@ from torch import Tensor
 from features.errors import DataError
 from features.spec import CategoricalField, FeatureSpec
 from model.batch import Batch, Candidates, UIHStream
-from model.cached import encode_histories
+from model.cached_layer import Compute
 from model.config import ModelConfig
 from model.embeddings import EmbeddedTokens, table_fields
 from model.export_tables import segment_rows
@@ -45,7 +45,7 @@ class Setting:
 
     device: str
     impl: str
-    compute: str
+    compute: Compute
     length: int
     candidates: int
     dim: int
@@ -141,7 +141,9 @@ def build(setting: Setting) -> tuple[ServedModel, dict[str, Tensor]]:
     """A model of random weights with int4 rows in host memory, and its tables in fp32."""
     config, spec = setting.model(), setting.spec()
     torch.manual_seed(0)
-    model = ServedModel(config, spec, _INT4, device=torch.device(setting.device), placement="host")
+    model = ServedModel(
+        config, spec, _INT4, device=torch.device(setting.device), placement="host", compute=setting.compute
+    )
     torch.nn.init.normal_(model.heads.weight, std=0.1)
     tables = {field.name: torch.randn(field.size, config.dim) * 0.05 for field in table_fields(config, spec)}
     model.tables.load_rows(segment_rows(tables, config, spec, table_format=_INT4))
@@ -170,7 +172,7 @@ class Ways:
     def cached(self, batch: Batch, micro_batch: int | None = None) -> Tensor:
         """The history once, then candidates against its keys and values."""
         size = micro_batch or self._setting.candidates
-        predictions = self._model(batch, micro_batch_size=size, compute=self._setting.compute)
+        predictions = self._model(batch, micro_batch_size=size)
         return torch.sigmoid(predictions.logits_CK).cpu()
 
     @torch.inference_mode()
@@ -244,9 +246,7 @@ def time_ways(model: ServedModel, setting: Setting) -> list[Rate]:
 def cache_bytes(model: ServedModel, setting: Setting) -> int:
     """Bytes of the keys and values of one request."""
     batch = random_batch(model.spec, setting.length, setting.candidates, 0)
-    tokens = model.embeddings(batch.to(model.device))
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=setting.compute == "bf16"):
-        return encode_histories(model.transducers, tokens).num_bytes
+    return model.cached.encode(model.embeddings(batch.to(model.device))).num_bytes
 
 
 def run(setting: Setting, out: Path) -> None:

@@ -11,15 +11,16 @@ Legend: B requests, T cached tokens, C candidates, H heads, A key dim, V value d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
 
 from kernels import AttentionPlan, hstu_attention, hstu_attention_cached
+from model.cached_layer import Compute, Products, products_of
 from model.embeddings import EmbeddedTokens, JaggedTokens
 from model.sequence import TokenSequence
 from model.stu import STULayer
@@ -72,40 +73,101 @@ class HistoryCache:
         return sum(part.nbytes for layer in layers for part in (layer.k_THA, layer.v_THV))
 
 
-@torch.inference_mode()
-def encode_histories(mixture: MixtureOfTransducers, tokens: EmbeddedTokens) -> HistoryCache:
-    """Runs the histories of a batch through every stream's layers, once."""
-    streams = {}
-    for name, module in mixture.transducers.items():
-        transducer = cast(HSTUTransducer, module)
-        sequence = transducer.preprocess(tokens.contextual, tokens.histories[name], _none_of(tokens.candidates))
-        streams[name] = tuple(_encode(transducer, sequence))
-    return HistoryCache(streams)
+class CachedMixture:
+    """A mixture of transducers as it is served; its layers' weights are taken over when it is made."""
+
+    def __init__(self, mixture: MixtureOfTransducers, compute: Compute) -> None:
+        self._mixture, self._compute = mixture, compute
+        self._products = {
+            module: products_of(module, compute) for module in mixture.modules() if isinstance(module, STULayer)
+        }
+
+    @torch.inference_mode()
+    def encode(self, tokens: EmbeddedTokens) -> HistoryCache:
+        """Runs the histories of a batch through every stream's layers, once."""
+        streams = {}
+        with self._precision(tokens.candidates.values_TD.device):
+            for name, transducer in self._transducers():
+                sequence = transducer.preprocess(tokens.contextual, tokens.histories[name], _none_of(tokens.candidates))
+                sequence = sequence.with_values(self._tokens(sequence.values_TD))
+                streams[name] = tuple(self._encode(transducer, sequence))
+        return HistoryCache(streams)
+
+    @torch.inference_mode()
+    def score(self, cache: HistoryCache, candidates: JaggedTokens, *, micro_batch_size: int) -> Tensor:
+        """The mixture's vector of every candidate.
+
+        Args:
+            cache: of the B requests that the candidates belong to.
+            candidates: their embedded tokens.
+            micro_batch_size: candidates that go through the layers together, at most.
+
+        Returns:
+            (C, D) in the order of the candidates; the same to rounding whatever the size.
+        """
+        offsets = candidates.offsets_B1.tolist()
+        total = offsets[-1]
+        if total == 0:
+            return candidates.values_TD.new_empty(0, self._mixture.projection.out_features)
+        outputs = []
+        with self._precision(candidates.values_TD.device):
+            for begin in range(0, total, micro_batch_size):
+                end = min(begin + micro_batch_size, total)
+                requests = _touched(offsets, begin, end)
+                own = _offsets_within(candidates, requests, begin, end=end)
+                part = JaggedTokens(candidates.values_TD[begin:end], own)
+                outputs.append(self._micro_batch(cache.requests(*requests), part))
+        return torch.cat(outputs)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._compute == "bf16")
+
+    def _tokens(self, values_TD: Tensor) -> Tensor:
+        return values_TD.to(torch.bfloat16) if self._compute == "fp8" else values_TD
+
+    def _transducers(self) -> Iterator[tuple[str, HSTUTransducer]]:
+        for name, module in self._mixture.transducers.items():
+            yield name, cast(HSTUTransducer, module)
+
+    def _layers(self, transducer: HSTUTransducer) -> Iterator[tuple[STULayer, Products]]:
+        for module in transducer.stack.layers:
+            layer = cast(STULayer, module)
+            yield layer, self._products[layer]
+
+    def _encode(self, transducer: HSTUTransducer, sequence: TokenSequence) -> Iterator[LayerCache]:
+        keep_after_layer, num_layers = transducer.stack.keep_after_layer, len(transducer.stack.layers)
+        lengths = sequence.offsets_B1.diff().tolist()
+        plan = _plan(sequence)
+        for number, (layer, products) in enumerate(self._layers(transducer), start=1):
+            if number == num_layers:
+                k_TF, v_TE = products.keys_and_values(sequence.values_TD)
+                yield _cache(layer, k_TF, v_TE, sequence=sequence, lengths=lengths)
+                return
+            u_TE, v_TE, q_TF, k_TF = products.project(sequence.values_TD)
+            # copies: a view would keep u and q alive as long as the cache
+            yield _cache(layer, k_TF.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
+            attention_TE = _attend(layer, q_TF, k_TF, v_TE, plan=plan)
+            sequence = sequence.with_values(products.output(attention_TE, u_TE, sequence.values_TD))
+            if number in keep_after_layer:
+                sequence = sequence.truncated(keep_after_layer[number])
+                longest = sequence.num_contextual + keep_after_layer[number]
+                lengths = [min(length, longest) for length in lengths]
+                plan = _plan(sequence)
+
+    def _micro_batch(self, cache: HistoryCache, candidates: JaggedTokens) -> Tensor:
+        outputs = []
+        for name, transducer in self._transducers():
+            values_CD = self._tokens(candidates.values_TD)
+            for (layer, products), own in zip(self._layers(transducer), cache.streams[name], strict=True):
+                u_CE, v_CE, q_CF, k_CF = products.project(values_CD)
+                attention_CE = _attend_cache(layer, q_CF, k_CF, v_CE, cache=own, offsets_B1=candidates.offsets_B1)
+                values_CD = products.output(attention_CE, u_CE, values_CD)
+            outputs.append(transducer.norm(values_CD.float()))
+        return self._mixture.projection(torch.cat(outputs, dim=1))
 
 
 def _none_of(candidates: JaggedTokens) -> JaggedTokens:
     return JaggedTokens(candidates.values_TD[:0], torch.zeros_like(candidates.offsets_B1))
-
-
-def _encode(transducer: HSTUTransducer, sequence: TokenSequence) -> Iterator[LayerCache]:
-    stack = transducer.stack
-    lengths = sequence.offsets_B1.diff().tolist()
-    plan = _plan(sequence)
-    for number, module in enumerate(stack.layers, start=1):
-        layer = cast(STULayer, module)
-        if number == len(stack.layers):
-            yield _cache(layer, *_keys_and_values(layer, sequence.values_TD), sequence=sequence, lengths=lengths)
-            return
-        u_TE, v_TE, q_TE, k_TE = _project(layer, sequence.values_TD)
-        # copies: a view would keep u and q alive as long as the cache
-        yield _cache(layer, k_TE.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
-        attention_TE = _attend(layer, q_TE, k_TE, v_TE, plan=plan)
-        sequence = sequence.with_values(_output(layer, attention_TE, u_TE, sequence.values_TD))
-        if number in stack.keep_after_layer:
-            keep = stack.keep_after_layer[number]
-            sequence = sequence.truncated(keep)
-            lengths = [min(length, sequence.num_contextual + keep) for length in lengths]
-            plan = _plan(sequence)
 
 
 def _plan(sequence: TokenSequence) -> AttentionPlan:
@@ -113,11 +175,6 @@ def _plan(sequence: TokenSequence) -> AttentionPlan:
     return AttentionPlan(
         sequence.offsets_B1, sequence.num_candidates_B, sequence.num_contextual, sequence.values_TD.shape[0]
     )
-
-
-def _project(layer: STULayer, values_TD: Tensor) -> tuple[Tensor, ...]:
-    """u, v, q, k of tokens."""
-    return silu(layer.uvqk(layer.input_norm(values_TD))).split(layer.sizes, dim=1)
 
 
 def _attend(layer: STULayer, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, plan: AttentionPlan) -> Tensor:
@@ -138,15 +195,6 @@ def _attend(layer: STULayer, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, plan: 
     return attention_THV.flatten(1)
 
 
-def _keys_and_values(layer: STULayer, values_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values alone, from their rows of the joint projection u, v, q, k."""
-    total_v, total_qk = layer.sizes[0], layer.sizes[2]
-    x_TD = layer.input_norm(values_TD)
-    parts = (slice(2 * total_v + total_qk, None), slice(total_v, 2 * total_v))
-    k_TE, v_TE = (silu(linear(x_TD, layer.uvqk.weight[part], layer.uvqk.bias[part])) for part in parts)
-    return k_TE, v_TE
-
-
 def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence, lengths: list[int]) -> LayerCache:
     return LayerCache(
         k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
@@ -154,38 +202,6 @@ def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequen
         sequence.offsets_B1,
         tuple(accumulate(lengths, initial=0)),
     )
-
-
-def _output(layer: STULayer, attention_TE: Tensor, u_TE: Tensor, residual_TD: Tensor) -> Tensor:
-    return layer.output(layer.attention_norm(attention_TE) * u_TE) + residual_TD
-
-
-@torch.inference_mode()
-def score_cached(
-    mixture: MixtureOfTransducers, cache: HistoryCache, candidates: JaggedTokens, *, micro_batch_size: int
-) -> Tensor:
-    """The mixture's vector of every candidate.
-
-    Args:
-        mixture: the model's transducers.
-        cache: of the B requests that the candidates belong to.
-        candidates: their embedded tokens.
-        micro_batch_size: candidates that go through the layers together, at most.
-
-    Returns:
-        (C, D) in the order of the candidates; the same to fp32 rounding whatever the size.
-    """
-    offsets = candidates.offsets_B1.tolist()
-    total = offsets[-1]
-    if total == 0:
-        return candidates.values_TD.new_empty(0, mixture.projection.out_features)
-    outputs = []
-    for begin in range(0, total, micro_batch_size):
-        end = min(begin + micro_batch_size, total)
-        requests = _touched(offsets, begin, end)
-        part = JaggedTokens(candidates.values_TD[begin:end], _offsets_within(candidates, requests, begin, end=end))
-        outputs.append(_micro_batch(mixture, cache.requests(*requests), part))
-    return torch.cat(outputs)
 
 
 def _touched(offsets: list[int], begin: int, end: int) -> tuple[int, int]:
@@ -198,23 +214,13 @@ def _offsets_within(candidates: JaggedTokens, requests: tuple[int, int], begin: 
     return candidates.offsets_B1[requests[0] : requests[1] + 1].clamp(begin, end) - begin
 
 
-def _micro_batch(mixture: MixtureOfTransducers, cache: HistoryCache, candidates: JaggedTokens) -> Tensor:
-    outputs = []
-    for name, module in mixture.transducers.items():
-        transducer = cast(HSTUTransducer, module)
-        values_CD = candidates.values_TD
-        for layer, layer_cache in zip(transducer.stack.layers, cache.streams[name], strict=True):
-            values_CD = _candidate_layer(cast(STULayer, layer), values_CD, candidates.offsets_B1, cache=layer_cache)
-        outputs.append(transducer.norm(values_CD))
-    return mixture.projection(torch.cat(outputs, dim=1))
-
-
-def _candidate_layer(layer: STULayer, values_CD: Tensor, offsets_B1: Tensor, *, cache: LayerCache) -> Tensor:
-    """One layer for candidates alone: each sees its request's cache and itself."""
-    u_CE, v_CE, q_CE, k_CE = _project(layer, values_CD)
+def _attend_cache(
+    layer: STULayer, q_CF: Tensor, k_CF: Tensor, v_CE: Tensor, *, cache: LayerCache, offsets_B1: Tensor
+) -> Tensor:
+    """Each candidate over its request's cache and itself."""
     attention_CHV = hstu_attention_cached(
-        q_CE.unflatten(1, (layer.num_heads, layer.qk_dim)),
-        k_CE.unflatten(1, (layer.num_heads, layer.qk_dim)),
+        q_CF.unflatten(1, (layer.num_heads, layer.qk_dim)),
+        k_CF.unflatten(1, (layer.num_heads, layer.qk_dim)),
         v_CE.unflatten(1, (layer.num_heads, layer.v_dim)),
         cache.k_THA,
         cache.v_THV,
@@ -224,4 +230,4 @@ def _candidate_layer(layer: STULayer, values_CD: Tensor, offsets_B1: Tensor, *, 
         scale=layer.scale,
         impl=layer.impl,
     )
-    return _output(layer, attention_CHV.flatten(1), u_CE, values_CD)
+    return attention_CHV.flatten(1)

@@ -20,6 +20,7 @@ from features.dataset import open_dataset
 from features.files import write_json
 from model.batch import Batch
 from model.bundle import Bundle, open_bundle
+from model.cached_layer import Compute
 from model.checkpoint import Checkpoint, check_compatible, load_checkpoint
 from model.config import ModelConfig
 from model.export_tables import segment_rows
@@ -44,20 +45,28 @@ def standard_variants(checkpoint: Checkpoint, config: ExportConfig, score: Score
     plain = config.format_of("fp32")
     formats = [config.format_of("fp16"), config.format_of("int8"), config.format_of("int4")]
     formats += [config.format_of("int4", size) for size in (_GROUP_SIZE,) if dim % size == 0 and dim > size]
+    computed: tuple[Compute, ...] = ("fp32", "bf16", "fp8")
+    variants: list[tuple[TableFormat, Compute]] = [(plain, compute) for compute in computed]
+    variants += [(one, "fp32") for one in formats]
     return [
-        Served("fp32", "fp32", partial(served_model, checkpoint, plain, score)),
-        Served("bf16, tables fp32", "bf16", partial(served_model, checkpoint, plain, score)),
-        *(Served(one.label, "fp32", partial(served_model, checkpoint, one, score)) for one in formats),
+        Served(_label(one, compute), partial(served_model, checkpoint, one, config=score, compute=compute))
+        for one, compute in variants
     ]
+
+
+def _label(table_format: TableFormat, compute: Compute) -> str:
+    return table_format.label if compute == "fp32" else f"{compute}, tables {table_format.label}"
 
 
 def served_bundle(bundle: Bundle, score: ScoreConfig) -> Served:
     """The bundle as it lies on disk, computed as section score says."""
     label = f"bundle {bundle.manifest.name}, {bundle.contents.tables.label}"
-    return Served(label, score.compute, lambda: Scorer(bundle, score).model)
+    return Served(label, lambda: Scorer(bundle, score).model)
 
 
-def served_model(checkpoint: Checkpoint, table_format: TableFormat, config: ScoreConfig) -> ServedModel:
+def served_model(
+    checkpoint: Checkpoint, table_format: TableFormat, *, config: ScoreConfig, compute: Compute
+) -> ServedModel:
     """The checkpoint as a bundle of this format would serve it."""
     header = checkpoint.header
     model = ServedModel(
@@ -66,6 +75,7 @@ def served_model(checkpoint: Checkpoint, table_format: TableFormat, config: Scor
         table_format,
         device=config.torch_device(),
         placement=config.placement,
+        compute=compute,
     )
     segments = segment_rows(checkpoint.tensors["tables"], header.model, header.spec, table_format=table_format)
     model.load(dict(checkpoint.tensors["dense"]), segments)

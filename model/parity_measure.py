@@ -36,12 +36,10 @@ class Served:
 
     Attributes:
         label: of its row.
-        compute: what its layers compute in.
         load: gives the model.
     """
 
     label: str
-    compute: str
     load: Callable[[], ServedModel]
 
 
@@ -116,7 +114,7 @@ def _score(model: ServedModel, served: Served, window: Window, config: ScoreConf
     progress = Progress(logger, f"parity, {served.label}: batch", total=len(window.plan))
     started = time.perf_counter()
     for batch in window.batches():
-        predictions = model(batch, micro_batch_size=config.micro_batch_size, compute=served.compute)
+        predictions = model(batch, micro_batch_size=config.micro_batch_size)
         logits.append(predictions.logits_CK.cpu())
         labels.append(task_labels(batch.candidates.action_mask_C, tasks, actions).bool())
         users.append(torch.repeat_interleave(batch.user_id_B, batch.candidates.offsets_B1.diff()))
@@ -130,7 +128,7 @@ def _latencies(model: ServedModel, served: Served, window: Window, config: Score
     """Milliseconds of single requests; the first tenth warms caches up and does not count."""
 
     def score(batch: Batch) -> None:
-        model(batch, micro_batch_size=config.micro_batch_size, compute=served.compute).logits_CK.cpu()
+        model(batch, micro_batch_size=config.micro_batch_size).logits_CK.cpu()
 
     latencies = [_milliseconds(score, batch) for batch in window.single_requests(_LATENCY_REQUESTS)]
     return latencies[len(latencies) // 10 :]

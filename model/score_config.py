@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from features.config import Section
 from features.errors import DataError
+from model.cached_layer import Compute
 from model.config import ModelConfig
 from model.quantize import Precision, RowFormat, TableFormat
 from model.stage import device_of
@@ -53,7 +54,7 @@ class ScoreConfig(Section):
 
     device, num_threads: as in `evaluate`.
     impl: which kernels run, whatever the model was trained with.
-    compute: what the layers compute in; tables, norms, residuals and heads stay fp32.
+    compute: what the products of the layers take; sums of embeddings and heads stay fp32.
     placement: of large tables' rows when the device is a GPU; `host` keeps them quantised in host memory.
     tokens_per_batch: history tokens and candidates that are encoded together, at most; a larger request goes alone.
     micro_batch_size: candidates that go through the layers together, at most.
@@ -64,7 +65,7 @@ class ScoreConfig(Section):
     device: Literal["cpu", "cuda"]
     num_threads: Count
     impl: Literal["reference", "triton"]
-    compute: Literal["fp32", "bf16"]
+    compute: Compute
     placement: Literal["host", "device"]
     tokens_per_batch: Count
     micro_batch_size: Count
@@ -81,5 +82,5 @@ class ScoreConfig(Section):
         return device
 
     def serving(self, model: ModelConfig) -> ModelConfig:
-        """The model's configuration with these kernels; autocast chooses what they compute in."""
+        """The model's configuration with these kernels; the cached layers choose what they compute in."""
         return model.model_copy(update={"impl": self.impl, "compute": "fp32", "gemm": "bf16"})

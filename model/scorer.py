@@ -99,6 +99,7 @@ class Scorer:
             contents.tables,
             device=config.torch_device(),
             placement=config.placement,
+            compute=config.compute,
         )
         self.model.load(bundle.tensors(WEIGHTS), list(bundle.tensors(TABLES).values()))
 
@@ -152,7 +153,7 @@ class Scorer:
 
     def predict(self, batch: Batch) -> Predictions:
         """Predictions for the candidates of a batch as the reader delivers it."""
-        return self.model(batch, micro_batch_size=self.config.micro_batch_size, compute=self.config.compute)
+        return self.model(batch, micro_batch_size=self.config.micro_batch_size)
 
 
 def probabilities(predictions: Predictions) -> Tensor:

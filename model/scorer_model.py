@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from features.errors import DataError
 from features.spec import FeatureSpec
 from model.batch import Batch
-from model.cached import encode_histories, score_cached
+from model.cached import CachedMixture
+from model.cached_layer import Compute
 from model.config import ModelConfig
 from model.embeddings import TokenEmbeddings, table_fields
 from model.heads import MultiTaskHeads, Predictions
@@ -39,8 +40,17 @@ class ServedModel(nn.Module):
         *,
         device: torch.device,
         placement: Placement,
+        compute: Compute = "fp32",
     ) -> None:
         """Allocates the model; `load` fills it.
+
+        Args:
+            config: the model.
+            spec: of the dataset.
+            table_format: how embedding rows are stored.
+            device: where it computes.
+            placement: where large tables' rows lie when the device is a GPU.
+            compute: what its layers' products take; sums of embeddings and heads are fp32.
 
         Raises:
             DataError: the model's kind keeps nothing of a history that could be cached.
@@ -57,6 +67,8 @@ class ServedModel(nn.Module):
         self.heads = MultiTaskHeads(config).to(device)
         self.requires_grad_(False)
         self.eval()
+        self.compute = compute
+        self.cached = CachedMixture(self.transducers, compute)
 
     def load(self, dense: dict[str, Tensor], segments: Sequence[Tensor]) -> None:
         """Copies dense parameters and what `segment_rows` gave.
@@ -66,23 +78,22 @@ class ServedModel(nn.Module):
         """
         load_tensors({name: value.detach() for name, value in self.named_parameters()}, dense, what="dense parameter")
         self.tables.load_rows(segments)
+        self.cached = CachedMixture(self.transducers, self.compute)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, *, micro_batch_size: int, compute: str = "fp32") -> Predictions:
+    def forward(self, batch: Batch, *, micro_batch_size: int) -> Predictions:
         """Predictions for all candidates of a batch, each history encoded once.
 
         Args:
             batch: on any device.
             micro_batch_size: candidates that go through the layers together, at most.
-            compute: "fp32", or "bf16" for the products of the layers.
 
         Returns:
             Predictions in fp32, on the model's device.
         """
         tokens = self.embeddings(batch.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=compute == "bf16"):
-            cache = encode_histories(self.transducers, tokens)
-            vectors_CD = score_cached(self.transducers, cache, tokens.candidates, micro_batch_size=micro_batch_size)
+        cache = self.cached.encode(tokens)
+        vectors_CD = self.cached.score(cache, tokens.candidates, micro_batch_size=micro_batch_size)
         return self.heads(vectors_CD.float())
 
 

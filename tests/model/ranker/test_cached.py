@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from kernels import lengths_to_offsets
 from model.batch import Batch
-from model.cached import encode_histories
 from model.embeddings import table_fields
 from model.export_tables import segment_rows
 from model.quantize import RowFormat, TableFormat
@@ -39,8 +38,8 @@ def lively_ranker(config, spec, seed=0) -> Ranker:
     return ranker.eval()
 
 
-def served(ranker: Ranker) -> ServedModel:
-    model = ServedModel(ranker.config, ranker.spec, FP32, device=CPU, placement="host")
+def served(ranker: Ranker, compute="fp32") -> ServedModel:
+    model = ServedModel(ranker.config, ranker.spec, FP32, device=CPU, placement="host", compute=compute)
     rows = segment_rows(ranker.table_state(), ranker.config, ranker.spec, table_format=FP32)
     model.load(ranker.dense_state(), rows)
     return model
@@ -147,7 +146,7 @@ def test_layers_behind_a_truncation_keep_the_prefix_alone(make_config, make_batc
     stream = {"max_length": 24, "num_layers": 3, "local_window": 3, "global_window": 2, "pyramid": [[1, 6], [2, 2]]}
     model = served(lively_ranker(make_config(streams={"consumption": stream}), spec))
     tokens = model.embeddings(make_batch([20, 4, 0], [0, 0, 0], [2, 1, 1]))
-    layers = encode_histories(model.transducers, tokens).streams["consumption"]
+    layers = model.cached.encode(tokens).streams["consumption"]
     lengths = [layer.offsets_B1.diff().tolist() for layer in layers]
     assert lengths == [[22, 6, 2], [8, 6, 2], [4, 4, 2]]
     assert all(layer.offsets_B1.tolist() == list(layer.host_offsets) for layer in layers)
@@ -162,7 +161,7 @@ def test_what_no_candidate_reads_is_not_computed(make_config, make_batch, spec, 
     for part in ("attention_norm", "output"):
         monkeypatch.setattr(getattr(last, part), "forward", lambda *_: pytest.fail("computed"))
     tokens = model.embeddings(make_batch([20, 4], [3, 0], [2, 1]))
-    encode_histories(model.transducers, tokens)
+    model.cached.encode(tokens)
 
 
 def test_kinds_without_keys_and_values_are_refused_by_name(make_config, spec):
@@ -179,13 +178,15 @@ def test_the_public_hstu_is_served_as_well(make_config, make_batch, spec):
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
-def test_bf16_products_stay_near(make_config, make_batch, spec):
-    model = served(lively_ranker(make_config(), spec))
+@pytest.mark.parametrize("compute", ["bf16", "fp8"])
+def test_narrow_products_stay_near(make_config, make_batch, spec, compute):
+    ranker = lively_ranker(make_config(), spec)
     batch = make_batch([24, 3], [8, 0], [5, 7])
     exact, rounded = (
-        torch.sigmoid(model(batch, micro_batch_size=8, compute=compute).logits_CK) for compute in ("fp32", "bf16")
+        torch.sigmoid(served(ranker, how)(batch, micro_batch_size=8).logits_CK) for how in ("fp32", compute)
     )
-    assert 0 < (exact - rounded).abs().max() < 0.1
+    assert 0 < (exact - rounded).abs().max() < {"bf16": 0.1, "fp8": 0.25}[compute]
+    assert (exact - rounded).abs().mean() < {"bf16": 0.02, "fp8": 0.06}[compute]
 
 
 def test_no_request_and_no_candidate_give_no_rows(make_config, make_batch, spec):

@@ -54,7 +54,15 @@ def test_the_table_has_every_precision_and_its_card_too(workspace):
     bundle = open_bundle(workspace.bundle)
     table = read_json(bundle.path / METRICS)["parity"]
     labels = [row["label"] for row in table["variants"]]
-    assert labels == ["fp32", "bf16, tables fp32", "fp16", "int8", "int4", f"bundle {bundle.manifest.name}, fp32"]
+    assert labels == [
+        "fp32",
+        "bf16, tables fp32",
+        "fp8, tables fp32",
+        "fp16",
+        "int8",
+        "int4",
+        f"bundle {bundle.manifest.name}, fp32",
+    ]
     first = table["variants"][0]
     assert (first["largest_difference"], first["table_share"]) == (0, 1)
     assert all(row["latency_p99_ms"] >= row["latency_p50_ms"] > 0 for row in table["variants"])

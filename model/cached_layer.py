@@ -1,0 +1,118 @@
+"""The two products of an STU layer as a served model computes them: by its modules, or in FP8 with a scale per row.
+
+Legend: T tokens, D model dim, E columns of u and v, F columns of q and k.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from kernels import GatedNorm, QuantisedRows, gated_norm, layer_norm_quantised, project_uvqk, quantise_rows
+from kernels import linear as kernel_linear
+from model.stu import STULayer
+
+Compute = Literal["fp32", "bf16", "fp8"]
+
+
+class Projected(NamedTuple):
+    """u (T, E), v (T, E), q (T, F), k (T, F) of tokens."""
+
+    u_TE: Tensor
+    v_TE: Tensor
+    q_TF: Tensor
+    k_TF: Tensor
+
+
+class Products(Protocol):
+    """What a layer does to tokens apart from its attention."""
+
+    def project(self, values_TD: Tensor) -> Projected:
+        """Norm, product and SiLU (Eq. 1-2)."""
+
+    def keys_and_values(self, values_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v alone."""
+
+    def output(self, attention_TE: Tensor, u_TE: Tensor, residual_TD: Tensor) -> Tensor:
+        """Gated norm, product and residual (Eq. 4-5): (T, D)."""
+
+
+def products_of(layer: STULayer, compute: Compute) -> Products:
+    """The products of a layer, its weights as they are now."""
+    return Fp8Products(layer) if compute == "fp8" else ModuleProducts(layer)
+
+
+def _parts(layer: STULayer) -> tuple[slice, slice]:
+    """Rows of k and of v in the joint projection u, v, q, k."""
+    total_v, total_qk = layer.sizes[0], layer.sizes[2]
+    return slice(2 * total_v + total_qk, None), slice(total_v, 2 * total_v)
+
+
+class ModuleProducts:
+    """The layer's own modules; autocast chooses between fp32 and bf16."""
+
+    def __init__(self, layer: STULayer) -> None:
+        self._layer = layer
+
+    def project(self, values_TD: Tensor) -> Projected:
+        """Norm, product and SiLU."""
+        layer = self._layer
+        return Projected(*silu(layer.uvqk(layer.input_norm(values_TD))).split(layer.sizes, dim=1))
+
+    def keys_and_values(self, values_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v alone."""
+        layer = self._layer
+        x_TD = layer.input_norm(values_TD)
+        k_TF, v_TE = (silu(linear(x_TD, layer.uvqk.weight[p], layer.uvqk.bias[p])) for p in _parts(layer))
+        return k_TF, v_TE
+
+    def output(self, attention_TE: Tensor, u_TE: Tensor, residual_TD: Tensor) -> Tensor:
+        """Gated norm, product and residual."""
+        return self._layer.output(self._layer.attention_norm(attention_TE) * u_TE) + residual_TD
+
+
+class Fp8Products:
+    """Both products in e4m3 with a scale per row, tokens and everything between them in bf16.
+
+    On a CPU the same rounding is computed in fp32: it tells what FP8 costs in quality, not what it saves.
+    """
+
+    def __init__(self, layer: STULayer) -> None:
+        self._layer, self._impl = layer, layer.impl
+        k_part, v_part = _parts(layer)
+        weight_ND, bias_N = layer.uvqk.weight.detach(), layer.uvqk.bias.detach()
+        self._bias_N = bias_N
+        self._uvqk = quantise_rows(weight_ND, impl=self._impl)
+        self._kv = quantise_rows(torch.cat([weight_ND[k_part], weight_ND[v_part]]), impl=self._impl)
+        self._kv_bias = torch.cat([bias_N[k_part], bias_N[v_part]])
+        self._output = quantise_rows(layer.output.weight.detach(), impl=self._impl)
+
+    def project(self, values_TD: Tensor) -> Projected:
+        """Norm, product and SiLU."""
+        sizes = self._layer.sizes
+        projections = project_uvqk(
+            self._normal(values_TD), self._uvqk, self._bias_N, num_gates=sizes[0], dtype=torch.bfloat16, impl=self._impl
+        )
+        return Projected(projections.u_TE, *projections.vqk_TN.split(sizes[1:], dim=1))
+
+    def keys_and_values(self, values_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v alone."""
+        kv_TN = kernel_linear(
+            self._normal(values_TD), self._kv, impl=self._impl, dtype=torch.bfloat16, bias_N=self._kv_bias
+        )
+        k_TF, v_TE = silu(kv_TN).split([self._layer.sizes[3], self._layer.sizes[1]], dim=1)
+        return k_TF, v_TE
+
+    def output(self, attention_TE: Tensor, u_TE: Tensor, residual_TD: Tensor) -> Tensor:
+        """Gated norm, product and residual."""
+        norm = self._layer.attention_norm
+        gated_TE = gated_norm(attention_TE, u_TE, norm.weight, norm.bias, settings=GatedNorm(norm.eps), impl=self._impl)
+        rows = quantise_rows(gated_TE, impl=self._impl)
+        return kernel_linear(rows, self._output, impl=self._impl, dtype=torch.bfloat16, residual_TN=residual_TD)
+
+    def _normal(self, values_TD: Tensor) -> QuantisedRows:
+        norm = self._layer.input_norm
+        return layer_norm_quantised(values_TD, norm.weight, norm.bias, epsilon=norm.eps, impl=self._impl)
