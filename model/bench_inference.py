@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -177,10 +178,10 @@ class Ways:
 
     @torch.inference_mode()
     def uncached(self, batch: Batch) -> Tensor:
-        """History and candidates through all layers together, as in training."""
+        """History and candidates through all layers together, as in training; in bf16 where the cached way has FP8."""
         model = self._model
         tokens: EmbeddedTokens = model.embeddings(batch.to(model.device))
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._setting.compute == "bf16"):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._setting.compute != "fp32"):
             vectors_CD = model.transducers(tokens)
         return torch.sigmoid(model.heads(vectors_CD.float()).logits_CK).cpu()
 
@@ -285,9 +286,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/inference_gpu.json"))
     parser.add_argument("--tiny", action="store_true", help="on a CPU, in seconds")
     parser.add_argument("--requests", type=int, default=None, help="timed requests of the cached ways")
+    parser.add_argument("--compute", choices=get_args(Compute), default=None, help="bf16 on a GPU unless given")
     args = parser.parse_args()
     setting = TINY if args.tiny else FULL
-    setting = replace(setting, requests=args.requests or setting.requests)
+    setting = replace(setting, requests=args.requests or setting.requests, compute=args.compute or setting.compute)
     run_stage(lambda: run(setting, args.out))
 
 
