@@ -13,7 +13,7 @@ SYNTHETIC := data/raw/synthetic
 BENCHMARKS := $(subst /,.,$(basename $(sort $(wildcard */bench.py */bench_*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench kill-loop wheel
+.PHONY: help install demo test lint bench kill-loop wheel nights
 
 help:
 	@echo 'make demo            synthetic logs to an evaluated model and a report'
@@ -23,6 +23,7 @@ help:
 	@echo 'make bench           benchmarks, figures into bench/'
 	@echo 'make kill-loop       kills the data stages at 20 random moments and looks at what is left'
 	@echo 'make wheel           the code as a wheel in dist/, for the workers of a cluster'
+	@echo 'make nights          thirty simulated nights with all that can happen, about twenty minutes'
 	@echo 'make install         only makes $(VENV); add TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small torch'
 
 install: $(READY)
@@ -64,3 +65,8 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
 	rm -rf build
 	@ls dist/*.whl
+
+# A clone of the last commit in nights/; a run that was cut off goes on with: make nights FRESH=
+FRESH ?= --fresh
+nights: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m flows.nights $(FRESH)

@@ -9,18 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from features.files import read_json
 from flows.models import ModelStore
 from flows.nightly.dates import DAY
 from flows.nightly.record import NightRecord, Records
 from flows.nightly.workspace import TAG_PREFIX, git
+from flows.nights_scenario import FIRST_NIGHT, Simulation
 from flows.process import interpreter_environment
 from flows.stage import stage_names
-
-if TYPE_CHECKING:
-    from flows.nights import Simulation
 
 EXPECTED = {
     "normal": ("promoted", "kept"),
@@ -39,8 +37,6 @@ TOTAL_LIMIT_SECONDS = 1200.0
 
 def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], list[str]]:
     """The figures of a simulation, and what is wrong with it."""
-    from flows.nights import FIRST_NIGHT
-
     journal = read_json(simulation.journal)
     records = Records(simulation.places.folder).all()
     dates = [FIRST_NIGHT + number * DAY for number in range(num_nights)]

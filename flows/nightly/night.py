@@ -6,9 +6,8 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -23,43 +22,15 @@ from flows.nightly.config import RetrainConfig
 from flows.nightly.dates import DAY, day_end
 from flows.nightly.dvc import Commands
 from flows.nightly.logs import freeze, has_settled, list_logs, wait_for_logs
-from flows.nightly.plan import Window, look_at_window, window_settings
-from flows.nightly.record import DataAccount, GateReport, NightRecord, Outcome, Records, Running
+from flows.nightly.plan import look_at_window, window_settings
+from flows.nightly.progress import Progress
+from flows.nightly.record import DataAccount, GateReport, NightRecord, Outcome, Records
 from flows.nightly.workspace import LOGS, NightlyPlaces, git, record_commit
 from flows.settings import apply_changes, check_params
 from flows.stage import Status, run_stage, stage_names
 from pipelines.profiles import keep_profile
 
 PREDICTIONS = "predictions.arrow"
-
-
-@dataclass
-class Progress:
-    """What the steps of a night found, for its record; the marker on disk tells where it is."""
-
-    records: Records
-    date: datetime.date
-    started_at: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
-    seconds: dict[str, float] = field(default_factory=dict)
-    step: str = "start"
-    resumed: str | None = None
-    window: Window | None = None
-    profile: str | None = None
-    model: StoredModel | None = None
-    report: GateReport | None = None
-    tag: str | None = None
-    pushed: bool = False
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Names the step on disk and takes its time."""
-        self.step = step
-        self.records.mark(Running(date=self.date, pid=os.getpid(), started_at=self.started_at, step=step))
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - start, 2)
 
 
 @dataclass(frozen=True)
