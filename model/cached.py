@@ -81,6 +81,7 @@ class CachedMixture:
         self._products = {
             module: products_of(module, compute) for module in mixture.modules() if isinstance(module, STULayer)
         }
+        self._dtype = next(iter(self._products.values())).dtype
 
     @torch.inference_mode()
     def encode(self, tokens: EmbeddedTokens) -> HistoryCache:
@@ -120,10 +121,10 @@ class CachedMixture:
         return torch.cat(outputs)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[None]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self._compute == "bf16")
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._compute == "bf16" and self._dtype is None)
 
     def _tokens(self, values_TD: Tensor) -> Tensor:
-        return values_TD.to(torch.bfloat16) if self._compute == "fp8" else values_TD
+        return values_TD if self._dtype is None else values_TD.to(self._dtype)
 
     def _transducers(self) -> Iterator[tuple[str, HSTUTransducer]]:
         for name, module in self._mixture.transducers.items():

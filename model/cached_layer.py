@@ -1,4 +1,4 @@
-"""The two products of an STU layer as a served model computes them: by its modules, or in FP8 with a scale per row.
+"""The two products of an STU layer as a served model computes them: by its modules, or by the layer's own kernels.
 
 Legend: T tokens, D model dim, E columns of u and v, F columns of q and k.
 """
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from kernels import GatedNorm, QuantisedRows, gated_norm, layer_norm_quantised, project_uvqk, quantise_rows
+from kernels import GatedNorm, QuantisedRows, gated_norm, layer_norm, layer_norm_quantised, project_uvqk, quantise_rows
 from kernels import linear as kernel_linear
 from model.stu import STULayer
 
 Compute = Literal["fp32", "bf16", "fp8"]
+Matrix = Tensor | QuantisedRows
 
 
 class Projected(NamedTuple):
@@ -28,7 +29,9 @@ class Projected(NamedTuple):
 
 
 class Products(Protocol):
-    """What a layer does to tokens apart from its attention."""
+    """What a layer does to tokens apart from its attention; `dtype` is that of the tokens, None if autocast decides."""
+
+    dtype: torch.dtype | None
 
     def project(self, values_TD: Tensor) -> Projected:
         """Norm, product and SiLU (Eq. 1-2)."""
@@ -42,7 +45,9 @@ class Products(Protocol):
 
 def products_of(layer: STULayer, compute: Compute) -> Products:
     """The products of a layer, its weights as they are now."""
-    return Fp8Products(layer) if compute == "fp8" else ModuleProducts(layer)
+    if compute == "fp8" or (compute == "bf16" and layer.impl == "triton"):
+        return KernelProducts(layer, fp8=compute == "fp8")
+    return ModuleProducts(layer)
 
 
 def _parts(layer: STULayer) -> tuple[slice, slice]:
@@ -52,7 +57,9 @@ def _parts(layer: STULayer) -> tuple[slice, slice]:
 
 
 class ModuleProducts:
-    """The layer's own modules; autocast chooses between fp32 and bf16."""
+    """The layer's modules; autocast chooses between fp32 and bf16."""
+
+    dtype: torch.dtype | None = None
 
     def __init__(self, layer: STULayer) -> None:
         self._layer = layer
@@ -74,21 +81,23 @@ class ModuleProducts:
         return self._layer.output(self._layer.attention_norm(attention_TE) * u_TE) + residual_TD
 
 
-class Fp8Products:
-    """Both products in e4m3 with a scale per row, tokens and everything between them in bf16.
+class KernelProducts:
+    """The layer's own kernels: tokens in bf16, both products in bf16 or in e4m3 with a scale per row.
 
-    On a CPU the same rounding is computed in fp32: it tells what FP8 costs in quality, not what it saves.
+    On a CPU the rounding of FP8 is computed in fp32: it tells what FP8 costs in quality, not what it saves.
     """
 
-    def __init__(self, layer: STULayer) -> None:
-        self._layer, self._impl = layer, layer.impl
+    dtype: torch.dtype | None = torch.bfloat16
+
+    def __init__(self, layer: STULayer, *, fp8: bool) -> None:
+        self._layer, self._impl, self._fp8 = layer, layer.impl, fp8
         k_part, v_part = _parts(layer)
         weight_ND, bias_N = layer.uvqk.weight.detach(), layer.uvqk.bias.detach()
         self._bias_N = bias_N
-        self._uvqk = quantise_rows(weight_ND, impl=self._impl)
-        self._kv = quantise_rows(torch.cat([weight_ND[k_part], weight_ND[v_part]]), impl=self._impl)
+        self._uvqk = self._matrix(weight_ND)
+        self._kv = self._matrix(torch.cat([weight_ND[k_part], weight_ND[v_part]]))
         self._kv_bias = torch.cat([bias_N[k_part], bias_N[v_part]])
-        self._output = quantise_rows(layer.output.weight.detach(), impl=self._impl)
+        self._output = self._matrix(layer.output.weight.detach())
 
     def project(self, values_TD: Tensor) -> Projected:
         """Norm, product and SiLU."""
@@ -110,9 +119,14 @@ class Fp8Products:
         """Gated norm, product and residual."""
         norm = self._layer.attention_norm
         gated_TE = gated_norm(attention_TE, u_TE, norm.weight, norm.bias, settings=GatedNorm(norm.eps), impl=self._impl)
-        rows = quantise_rows(gated_TE, impl=self._impl)
-        return kernel_linear(rows, self._output, impl=self._impl, dtype=torch.bfloat16, residual_TN=residual_TD)
+        return kernel_linear(
+            self._matrix(gated_TE), self._output, impl=self._impl, dtype=torch.bfloat16, residual_TN=residual_TD
+        )
 
-    def _normal(self, values_TD: Tensor) -> QuantisedRows:
+    def _normal(self, values_TD: Tensor) -> Matrix:
         norm = self._layer.input_norm
-        return layer_norm_quantised(values_TD, norm.weight, norm.bias, epsilon=norm.eps, impl=self._impl)
+        normalise = layer_norm_quantised if self._fp8 else layer_norm
+        return normalise(values_TD, norm.weight, norm.bias, epsilon=norm.eps, impl=self._impl)
+
+    def _matrix(self, rows_XD: Tensor) -> Matrix:
+        return quantise_rows(rows_XD, impl=self._impl) if self._fp8 else rows_XD.to(torch.bfloat16)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from kernels import lengths_to_offsets
 from model.batch import Batch
+from model.cached_layer import KernelProducts, ModuleProducts
 from model.embeddings import table_fields
 from model.export_tables import segment_rows
 from model.quantize import RowFormat, TableFormat
@@ -206,3 +207,28 @@ def test_tables_of_another_size_are_refused(make_config, spec):
     with pytest.raises(DataError, match="segments do not fit"):
         model.load(ranker.dense_state(), rows[:1])
     assert sum(field.size for field in table_fields(ranker.config, spec)) == sum(part.shape[1] for part in rows)
+
+
+def test_a_layers_own_kernels_compute_what_its_modules_do(make_config, spec):
+    """The way that a GPU takes in bf16, by the kernels' references."""
+    layer = lively_ranker(make_config(), spec).transducers.transducers["consumption"].stack.layers[0]
+    generator = torch.Generator().manual_seed(0)
+    values_TD, attention_TE = (torch.randn(50, 16, generator=generator) for _ in range(2))
+    for fp8, bound in ((False, 0.02), (True, 0.06)):
+        kernels, modules = KernelProducts(layer, fp8=fp8), ModuleProducts(layer)
+        with torch.inference_mode():
+            gate_TE = modules.project(values_TD).u_TE
+            found = (
+                *kernels.project(values_TD.bfloat16()),
+                *kernels.keys_and_values(values_TD.bfloat16()),
+                kernels.output(attention_TE.bfloat16(), gate_TE.bfloat16(), values_TD.bfloat16()),
+            )
+            expected = (
+                *modules.project(values_TD),
+                *modules.keys_and_values(values_TD),
+                modules.output(attention_TE, gate_TE, values_TD),
+            )
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == torch.bfloat16
+            assert one.shape == other.shape
+            assert (one.float() - other).norm() < bound * other.norm()
