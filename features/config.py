@@ -125,6 +125,14 @@ class DataConfig(Section):
     max_quarantine_ratio: Annotated[float, Field(ge=0, le=1)]
     tabular: TabularMapping | None
 
+    @field_validator("path", mode="before")
+    @classmethod
+    def _on_the_disk(cls, path: object) -> object:
+        # As a Path it would lose a slash and be a folder that does not exist.
+        if isinstance(path, str) and "://" in path:
+            raise ValueError(f"{path} is a URL; `hstu2 run --data {path}` keeps a copy and puts its folder here")
+        return path
+
     @field_validator("timezone")
     @classmethod
     def _known_timezone(cls, name: str) -> str:

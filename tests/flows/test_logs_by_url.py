@@ -7,9 +7,12 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
+from features.config import DataConfig
 from features.errors import DataError
 from flows.cli import app
 from flows.commands.data import local_logs, refresh_logs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -41,3 +44,10 @@ def test_a_urls_copy_is_brought_up_to_date(url: str) -> None:
 def test_a_url_without_logs_is_refused_before_params_are_edited(url: str) -> None:
     with pytest.raises(DataError, match="no file is there"):
         CliRunner().invoke(app, ["run", "--data", f"{url}/nowhere"], catch_exceptions=False)
+
+
+def test_a_url_in_the_settings_says_how_to_get_a_copy(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("path: data/raw/synthetic", "path: s3://bucket/raw")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"data\.path: .*s3://bucket/raw is a URL; `hstu2 run --data s3://bucket/raw`"):
+        DataConfig.load(tmp_path / "params.yaml")
