@@ -249,7 +249,7 @@ def _reason(failed: list[Check], metric: float | None, reference: float | None, 
     if failed:
         first = failed[0]
         value = "unknown" if first.value is None else f"{first.value:.4g}"
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        more = f"; {len(failed) - 1} more checks fail" if len(failed) > 1 else ""
         return f"{first.name} {value}, limit {first.limit:.4g}{more}"
     if change is None:
         return f"first champion, mean NE {metric:.4f}"

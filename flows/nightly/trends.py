@@ -22,8 +22,16 @@ STYLE = Path(figures.__file__).with_name("style.css")
 MAX_DATES = 30
 COLORS = (ACCENT, SECOND, "#2f7a55", "#7d5ba6", BAD, "#4c9aa8", "#8a6d3b", MUTED)
 OUTCOME_COLORS = {"promoted": "#2f7a55", "kept": PALE, "failed": BAD}
-# Steps that are nobody's but the orchestration's.
-OVERHEAD = ("wait for logs", "freeze logs", "configure", "commit", "push", "promote")
+# Bars of the time figure; a step of none of them is called by its own name.
+STEPS = {
+    "data": ("ingest", "vocab", "streams", "validate"),
+    "train": ("train",),
+    "evaluate, export, score": ("evaluate", "export", "score", "report"),
+    "gate": ("gate",),
+    "freeze, commit, push": ("freeze logs", "configure", "commit", "push", "promote"),
+    "waiting for logs": ("wait for logs",),
+}
+STEP_COLORS = (ACCENT, SECOND, PALE, "#2f7a55", "#b9c0c8", "#e4e7eb")
 
 
 @dataclass(frozen=True)
@@ -100,35 +108,30 @@ def volume_figure(records: Sequence[NightRecord]) -> go.Figure:
             marker={"color": color},
             hovertemplate=f"%{{x}} {name}: %{{y:,}}<extra></extra>",
         )
-    styled(figure, 260, t=34)
+    styled(figure, 300, t=34, b=84)
     figure.update_layout(barmode="stack", bargap=0.3)
     return figure
 
 
 def duration_figure(records: Sequence[NightRecord]) -> go.Figure:
-    """Seconds by step, stacked; what the orchestration takes is one colour."""
+    """Seconds by group of steps, stacked."""
     figure = go.Figure()
-    steps = list(dict.fromkeys(step for record in records for step in record.seconds if step not in OVERHEAD))
-    for number, step in enumerate(steps):
-        _add_seconds(figure, records, (step,), step, COLORS[number % len(COLORS)])
-    _add_seconds(figure, records, OVERHEAD[1:], "freeze, commit, push, promote", "#d5d9de")
-    _add_seconds(figure, records, OVERHEAD[:1], "waiting for logs", "#eceef1")
-    styled(figure, 300, t=58)
+    known = {step for steps in STEPS.values() for step in steps}
+    others = dict.fromkeys(step for record in records for step in record.seconds if step not in known)
+    groups = STEPS | {step: (step,) for step in others}
+    for number, (name, steps) in enumerate(groups.items()):
+        figure.add_bar(
+            x=[record.date for record in records],
+            y=[sum(record.seconds.get(step, 0.0) for step in steps) for record in records],
+            name=name,
+            marker={"color": STEP_COLORS[number % len(STEP_COLORS)]},
+            hovertemplate=f"%{{x}} {name}: %{{y:.1f}} s<extra></extra>",
+        )
+    styled(figure, 300, t=34, b=84)
     figure.update_layout(barmode="stack", bargap=0.3)
+    figure.update_layout(legend={"y": -0.16, "yanchor": "top", "traceorder": "normal"})
     figure.update_yaxes(ticksuffix=" s")
     return figure
-
-
-def _add_seconds(
-    figure: go.Figure, records: Sequence[NightRecord], steps: Sequence[str], name: str, color: str
-) -> None:
-    figure.add_bar(
-        x=[record.date for record in records],
-        y=[sum(record.seconds.get(step, 0.0) for step in steps) for record in records],
-        name=name,
-        marker={"color": color},
-        hovertemplate=f"%{{x}} {name}: %{{y:.1f}} s<extra></extra>",
-    )
 
 
 def render(records: Mapping[datetime.date, NightRecord], champion: Promotion | None) -> str:
