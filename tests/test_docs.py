@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/decisions.md", "docs/data-contract.md", "docs/operations.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/cluster.md",
+    "docs/decisions.md",
+    "docs/data-contract.md",
+    "docs/operations.md",
+)
 CODE = re.compile(r"`((?:features|pipelines|kernels|model|flows|tests|docs)/[\w./-]*|[\w.-]+\.(?:lock|toml|yaml|md))`")
 LINK = re.compile(r"\]\(([\w./-]+)\)")
 
