@@ -7,7 +7,7 @@ for each of many topics, drawn independently, and all that shows of it is what w
 
     P(click) = sigmoid(bias + user + item + strength x taste of the item's topic)
 
-With 128 topics, 256 events hold two of a candidate's topic, 1,024 hold eight and 4,096 hold 32: each length knows a
+With 64 topics, 256 events hold four of a candidate's topic, 1,024 hold sixteen and 4,096 hold 64: each length knows a
 taste better than the one before. Nothing else about a user is told: there are no user categories, and which items are
 shown does not depend on the taste. A session is a request, so that no candidate knows what its session's others met.
 
@@ -77,7 +77,7 @@ class WorldSettings:
 
     num_users: int = 256
     num_events: int = 4608
-    num_topics: int = 128
+    num_topics: int = 64
     num_items: int = 4096
     strength: float = 1.5
     seed: int = 7
