@@ -25,7 +25,17 @@ from flows.nightly.record import Records
 from flows.nightly.report import write_page
 from flows.nightly.workspace import git
 from flows.nights_logs import World
-from flows.nights_scenario import FIRST_DAY, FIRST_NIGHT, KINDS, NUM_NIGHTS, SCENARIO, SMALL, TIMEZONE, Simulation
+from flows.nights_scenario import (
+    FIRST_DAY,
+    FIRST_NIGHT,
+    KINDS,
+    NUM_NIGHTS,
+    SCENARIO,
+    SMALL,
+    TIMEZONE,
+    Simulation,
+    kill_every_step,
+)
 from flows.nights_verdict import verdict
 from flows.process import interpreter_environment
 from flows.run import log_failures_once, send_logs
@@ -38,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 def _play_in(root: Path, args: argparse.Namespace) -> int:
     """Runs this command in the clone; returns its exit status."""
     words = ["--out", str(args.out.absolute()), "--nights", str(args.nights), "--stop-after", str(args.stop_after)]
+    words += ["--kills"] if args.kills else []
     return subprocess.run(
         [sys.executable, "-m", "flows.nights", *words, "--json", str(args.json.absolute())],
         cwd=root,
@@ -121,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.nights", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("nights"), help="where to simulate; taken up if it is there")
     parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--kills", action="store_true", help="after the nights: kill -9 in every step of one more")
     parser.add_argument("--nights", type=int, default=NUM_NIGHTS)
     parser.add_argument("--stop-after", type=float, default=1e9, help="begin no night after so many seconds")
     parser.add_argument("--json", type=Path, default=Path("bench/nights.json"))
@@ -138,6 +150,10 @@ def main() -> None:
         if not finished:
             print("not all nights have been run; the same command without --fresh goes on")
             return
+        if args.kills:
+            with _server(simulation):
+                kills = kill_every_step(simulation, FIRST_NIGHT + args.nights * DAY)
+            write_json(simulation.root.parent / "kills.json", kills)
         result, problems = verdict(simulation, args.nights)
     except DataError as error:
         sys.exit(f"error: {error}")

@@ -229,6 +229,51 @@ def again(simulation: Simulation, date: datetime.date) -> None:
     write_json(simulation.root.parent / "unchanged.json", {"seconds": round(seconds, 2)})
 
 
+def kill_every_step(simulation: Simulation, date: datetime.date) -> dict[str, str]:
+    """kill -9 in each stage, in the gate and in the upload of one date, then a run that is left alone.
+
+    Returns:
+        By step, what the next run said that it found.
+
+    Raises:
+        DataError: a process outlived the kill, or the champion was touched.
+    """
+    from flows.models import ModelStore
+    from flows.stage import stage_names
+
+    simulation.world.write_day(simulation.landing, date)
+    store, found = ModelStore(simulation.places.models), {}
+    champion = store.champion()
+    for name in (*stage_names(simulation.root), "gate", "push"):
+        process = simulation.start(date)
+        simulation.wait_for_step(date, name)
+        time.sleep(0.3 if name == "push" else 1.5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        _wait_for_lock(simulation)
+        left = writers(simulation.places.workspace)
+        if left or store.champion() != champion:
+            raise DataError(f"after kill -9 in {name}: processes {left}, champion {store.champion()}")
+        running = Records(simulation.places.folder).running()
+        found[name] = "no marker" if running is None else f"killed in {running.step}"
+        logger.info("kill -9 in %s: nothing is left, marker: %s", name, found[name])
+    record = simulation.night(date)
+    found["left alone"] = "no record" if record is None else f"{record.outcome}: {record.reason}"
+    return found
+
+
+def writers(folder: Path) -> list[int]:
+    """Processes whose working directory is the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.readlink() == folder.absolute():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
 KINDS: dict[str, Callable[[Simulation, datetime.date], None]] = {
     function.__name__: function for function in (normal, missing, late, corrupt, feed, worse, crash, overlap, again)
 }
