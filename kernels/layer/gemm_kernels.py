@@ -29,22 +29,30 @@ def load_tile(
 
 
 @triton.jit
-def store_columns(out_ptr, values, rows, columns, num_rows, begin, end, stride):
-    """Writes the columns begin..end of a tile to a matrix that begins with `begin`."""
-    mask = (rows < num_rows)[:, None] & ((columns >= begin) & (columns < end))[None, :]
-    pointers = out_ptr + rows.to(tl.int64)[:, None] * stride + (columns - begin)[None, :]
-    tl.store(pointers, values.to(out_ptr.dtype.element_ty), mask=mask)
+def store_tile(
+    target, values, row, column, num_rows, num_columns, stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The way back of `load_tile`."""
+    if TMA:
+        target.store([row, column], values.to(target.dtype))
+    else:
+        rows = row + tl.arange(0, ROWS)
+        columns = column + tl.arange(0, COLUMNS)
+        mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
+        pointers = target + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        tl.store(pointers, values.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gemm_kernel(
-    a_source, b_source, scale_a_ptr, scale_b_ptr, bias_ptr, residual_ptr, out_ptr, rest_ptr, pre_ptr,
-    M, N, K, split, stride_a, stride_b, stride_r, stride_o, stride_rest, stride_pre,
-    SCALED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, SPLIT: tl.constexpr,
-    PRE: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, PROGRAMS: tl.constexpr,
+    a_source, b_source, residual_source, out_source, pre_source, scale_a_ptr, scale_b_ptr, bias_ptr,
+    M, N, K, stride_a, stride_b, stride_r, stride_o, stride_pre,
+    SCALED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, PRE: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Columns below `split` go to out, the rest to `rest`; PRE writes what SiLU gets as well, and no `out`."""
+    """out, and with PRE what the activation gets."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=TMA, num_stages=STAGES):
         group = tile // (GROUP_M * tiles_n)
@@ -65,15 +73,9 @@ def gemm_kernel(
         if BIAS:
             acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
         if PRE:
-            store_columns(pre_ptr, acc, rows, columns, M, 0, N, stride_pre)
+            store_tile(pre_source, acc, row, column, M, N, stride_pre, BLOCK_M, BLOCK_N, TMA)
         if SILU:
             acc = acc * tl.sigmoid(acc)
         if RESIDUAL:
-            acc += load_tile(residual_ptr, row, column, M, N, stride_r, BLOCK_M, BLOCK_N, False).to(tl.float32)
-        if SPLIT:
-            if column < split and not PRE:
-                store_columns(out_ptr, acc, rows, columns, M, 0, split, stride_o)
-            if column + BLOCK_N > split:
-                store_columns(rest_ptr, acc, rows, columns, M, split, N, stride_rest)
-        else:
-            store_columns(out_ptr, acc, rows, columns, M, 0, N, stride_o)
+            acc += load_tile(residual_source, row, column, M, N, stride_r, BLOCK_M, BLOCK_N, TMA).to(tl.float32)
+        store_tile(out_source, acc, row, column, M, N, stride_o, BLOCK_M, BLOCK_N, TMA)

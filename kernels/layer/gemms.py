@@ -55,20 +55,27 @@ def choose_gemm_tiles(*, dtype: torch.dtype, where: str) -> GemmTiles:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What happens to a product on its way to memory; tensors that do not exist are not touched."""
+    """What happens to a product on its way to memory.
+
+    Attributes:
+        bias: (N,) added to every row.
+        residual: (M, N) added at the end.
+        silu: whether SiLU is applied in between.
+        pre: (M, N) to write what SiLU gets, or None.
+    """
 
     bias: Tensor | None = None
     residual: Tensor | None = None
     silu: bool = False
-    split: int | None = None
+    pre: Tensor | None = None
 
 
 def linear(
     x: Matrix, weight: Matrix, *, dtype: torch.dtype, bias_N: Tensor | None, residual_TN: Tensor | None
 ) -> Tensor:
     """x weight^T + bias + residual."""
-    out = torch.empty(_rows(x), _rows(weight), dtype=dtype, device=_values(x).device)
-    launch(x, weight, Epilogue(bias=bias_N, residual=residual_TN), out=out)
+    out = torch.empty(_values(x).shape[0], _values(weight).shape[0], dtype=dtype, device=_values(x).device)
+    launch(x, weight, out, Epilogue(bias=bias_N, residual=residual_TN))
     return out
 
 
@@ -76,25 +83,22 @@ def project_uvqk(
     x: Matrix, weight: Matrix, bias_N: Tensor, *, num_gates: int, dtype: torch.dtype, keep_pre: bool
 ) -> Projections:
     """SiLU(x weight^T + bias) in two matrices, and what SiLU got instead of the first."""
-    rows, columns, device = _rows(x), _rows(weight), _values(x).device
-    u = torch.empty(rows, 0 if keep_pre else num_gates, dtype=dtype, device=device)
+    rows, columns, device = _values(x).shape[0], _values(weight).shape[0], _values(x).device
+    gates, others = _split(weight, num_gates)
     vqk = torch.empty(rows, columns - num_gates, dtype=dtype, device=device)
-    pre = torch.empty(rows, columns, dtype=dtype, device=device) if keep_pre else None
-    launch(x, weight, Epilogue(bias=bias_N, silu=True, split=num_gates), out=u, rest=vqk, pre=pre)
-    return Projections(u, vqk, pre)
+    if not keep_pre:
+        u = torch.empty(rows, num_gates, dtype=dtype, device=device)
+        launch(x, gates, u, Epilogue(bias=bias_N[:num_gates], silu=True))
+        launch(x, others, vqk, Epilogue(bias=bias_N[num_gates:], silu=True))
+        return Projections(u, vqk)
+    pre = torch.empty(rows, columns, dtype=dtype, device=device)
+    launch(x, gates, pre[:, :num_gates], Epilogue(bias=bias_N[:num_gates]))
+    launch(x, others, vqk, Epilogue(bias=bias_N[num_gates:], silu=True, pre=pre[:, num_gates:]))
+    return Projections(vqk[:, :0], vqk, pre)
 
 
-def launch(
-    x: Matrix,
-    weight: Matrix,
-    epilogue: Epilogue,
-    *,
-    out: Tensor,
-    rest: Tensor | None = None,
-    pre: Tensor | None = None,
-    tiles: GemmTiles | None = None,
-) -> None:
-    """Runs the kernel.
+def launch(x: Matrix, weight: Matrix, out: Tensor, epilogue: Epilogue, *, tiles: GemmTiles | None = None) -> None:
+    """Writes `out`.
 
     Raises:
         ValueError: operands do not fit together.
@@ -102,34 +106,41 @@ def launch(
     """
     a, b = _values(x), _values(weight)
     _check(x, weight)
-    num_rows, num_columns, depth = a.shape[0], b.shape[0], a.shape[1]
+    (num_rows, depth), num_columns = a.shape, b.shape[0]
     if num_rows == 0 or num_columns == 0:
         return
     where = backend()
     tiles = tiles or choose_gemm_tiles(dtype=a.dtype, where=where)
-    tma = where == "cuda" and a.dtype != torch.float32 and _fits_descriptor(a) and _fits_descriptor(b)
+    matrices = (a, b, *(out if y is None else y for y in (epilogue.residual, out, epilogue.pre)))
+    blocks = ((tiles.block_m, tiles.block_k), (tiles.block_n, tiles.block_k), *[(tiles.block_m, tiles.block_n)] * 3)
+    tma = where == "cuda" and a.dtype != torch.float32 and all(_fits_descriptor(y) for y in matrices)
     num_tiles = triton.cdiv(num_rows, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
     programs = min(num_tiles, _multiprocessors(a) * tiles.programs_per_sm)
     scales = (x.scale_T, weight.scale_T) if isinstance(x, QuantisedRows) else (out, out)  # type: ignore[union-attr]
-    residual, rest_, pre_ = (out if y is None else y for y in (epilogue.residual, rest, pre))
     with torch.cuda.device_of(a):
         gemm_kernel[(programs,)](
-            _source(a, tiles.block_m, tiles.block_k, tma=tma), _source(b, tiles.block_n, tiles.block_k, tma=tma),
-            *scales, out if epilogue.bias is None else epilogue.bias, residual, out, rest_, pre_,
-            num_rows, num_columns, depth, epilogue.split or 0,
-            *(y.stride(0) for y in (a, b, residual, out, rest_, pre_)),
+            *(_source(y, block, tma=tma) for y, block in zip(matrices, blocks, strict=True)),
+            *scales, out if epilogue.bias is None else epilogue.bias,
+            num_rows, num_columns, depth, *(y.stride(0) for y in matrices),
             SCALED=isinstance(x, QuantisedRows), BIAS=epilogue.bias is not None,
-            RESIDUAL=epilogue.residual is not None, SILU=epilogue.silu, SPLIT=epilogue.split is not None,
-            PRE=pre is not None, PRECISION="ieee", TMA=tma, PROGRAMS=programs,
+            RESIDUAL=epilogue.residual is not None, SILU=epilogue.silu, PRE=epilogue.pre is not None,
+            PRECISION="ieee", TMA=tma, PROGRAMS=programs,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=_GROUP_M,
             STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
 
 
-def _source(matrix: Tensor, rows: int, columns: int, *, tma: bool) -> Any:
+def _split(matrix: Matrix, rows: int) -> tuple[Matrix, Matrix]:
+    if isinstance(matrix, QuantisedRows):
+        values, scale = matrix.values_TD, matrix.scale_T
+        return QuantisedRows(values[:rows], scale[:rows]), QuantisedRows(values[rows:], scale[rows:])
+    return matrix[:rows], matrix[rows:]
+
+
+def _source(matrix: Tensor, block: tuple[int, int], *, tma: bool) -> Any:
     if not tma:
         return matrix
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), list(block))
 
 
 def _fits_descriptor(matrix: Tensor) -> bool:
@@ -149,10 +160,6 @@ def _check(x: Matrix, weight: Matrix) -> None:
 
 def _values(matrix: Matrix) -> Tensor:
     return matrix.values_TD if isinstance(matrix, QuantisedRows) else matrix
-
-
-def _rows(matrix: Matrix) -> int:
-    return _values(matrix).shape[0]
 
 
 def _multiprocessors(tensor: Tensor) -> int:

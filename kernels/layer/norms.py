@@ -20,11 +20,12 @@ from kernels.layer.norm_kernels import (
 )
 from kernels.norm import FP8, GatedNorm, QuantisedRows
 
-# Elements that a program holds at once, and rows at most.
-_TILE_ELEMENTS, _MAX_ROWS = 4096, 16
+# Elements that a warp holds at once, and rows that a program holds at most; backward kernels hold more tensors.
+_ELEMENTS_PER_WARP = 1024
+_FORWARD_ROWS, _BACKWARD_ROWS = 4, 2
 _MAX_COLUMNS = 8192
 # Programs of a backward kernel; each leaves one row of partial sums.
-_BACKWARD_PROGRAMS = 132 * 4
+_BACKWARD_PROGRAMS = 132 * 8
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class RowTiles:
     rows: int
 
     @classmethod
-    def of(cls, columns: int, groups: int = 1) -> RowTiles:
-        """For rows of so many columns.
+    def of(cls, columns: int, groups: int = 1, *, rows: int = _FORWARD_ROWS) -> RowTiles:
+        """For rows of so many columns, `rows` of them at most.
 
         Raises:
             NotImplementedError: more columns than a program can hold, or groups that are no power of two.
@@ -49,11 +50,12 @@ class RowTiles:
                 f"not {columns} in {groups}"
             )
         block = triton.next_power_of_2(columns // groups)
-        return cls(groups, columns // groups, block, max(1, min(_MAX_ROWS, _TILE_ELEMENTS // (groups * block))))
+        return cls(groups, columns // groups, block, max(1, min(rows, 8 * _ELEMENTS_PER_WARP // (groups * block))))
 
     def fixed(self) -> dict[str, int]:
         """The kernels' compile-time arguments, apart from groups."""
-        return {"DIM": self.dim, "BLOCK": self.block, "ROWS": self.rows, "num_warps": 4 if self.rows > 1 else 8}
+        warps = self.rows * self.groups * self.block // _ELEMENTS_PER_WARP
+        return {"DIM": self.dim, "BLOCK": self.block, "ROWS": self.rows, "num_warps": max(1, min(warps, 8))}
 
 
 def quantise_rows(x_TD: Tensor) -> QuantisedRows:
@@ -106,7 +108,8 @@ def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None
 ) -> NormGradients:
     """Gradients of LayerNorm; `residual` is added to the input's."""
-    tiles, dx = RowTiles.of(x.shape[1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+    tiles = RowTiles.of(x.shape[1], rows=_BACKWARD_ROWS)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     programs, rows_per_program = _backward_grid(len(x), tiles.rows)
     dweight, dbias = (torch.zeros(programs, x.shape[1], device=x.device) for _ in range(2))
     if x.numel() > 0:
@@ -202,7 +205,7 @@ def gated_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Writes `target`; returns the gradients of weight and bias."""
     a, u = inputs.a, inputs.u
-    tiles = RowTiles.of(a.shape[1], settings.num_groups)
+    tiles = RowTiles.of(a.shape[1], settings.num_groups, rows=_BACKWARD_ROWS)
     programs, rows_per_program = _backward_grid(len(a), tiles.rows)
     dweight, dbias = (torch.zeros(programs, a.shape[1], device=a.device) for _ in range(2))
     if a.numel() > 0:
