@@ -42,10 +42,9 @@ class Window:
         return (gather(shard, rows, self.lengths) for shard, rows in self.plan)
 
     def single_requests(self, count: int) -> Iterator[Batch]:
-        """About `count` batches of one request, evenly spaced."""
-        step = max(1, -(-self.num_requests // count))
-        for shard in self.shards:
-            for row in shard.rows[::step]:
+        """At most `count` batches of one request, evenly spaced."""
+        for shard in evenly_spaced(self.shards, count):
+            for row in shard.rows:
                 yield gather(shard, np.array([row]), self.lengths)
 
 
@@ -53,11 +52,21 @@ def evaluation_window(
     dataset: StreamsDataset, config: ModelConfig, *, max_requests: int | None, tokens_per_batch: int
 ) -> Window:
     """The evaluation requests, all of them or evenly spaced ones."""
-    shards = [evaluation_shard(shard, dataset) for shard in dataset.shards]
-    total = sum(shard.rows.size for shard in shards)
-    step = 1 if max_requests is None else max(1, -(-total // max_requests))
+    shards = tuple(evaluation_shard(shard, dataset) for shard in dataset.shards)
     return Window(
-        tuple(replace(shard, rows=shard.rows[::step]) for shard in shards),
+        shards if max_requests is None else evenly_spaced(shards, max_requests),
         max_lengths(config, dataset.manifest.spec),
         tokens_per_batch,
+    )
+
+
+def evenly_spaced(shards: tuple[SourceShard, ...], count: int) -> tuple[SourceShard, ...]:
+    """The shards with `count` of all their requests, or with all if there are not that many."""
+    ends = np.cumsum([shard.rows.size for shard in shards])
+    total = int(ends[-1]) if ends.size else 0
+    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+    begins = ends - [shard.rows.size for shard in shards]
+    return tuple(
+        replace(shard, rows=shard.rows[chosen[(chosen >= begin) & (chosen < end)] - begin])
+        for shard, begin, end in zip(shards, begins, ends, strict=True)
     )

@@ -15,6 +15,7 @@ from features.manifest import read_manifest, write_manifest
 from model.bundle import CARD, METRICS, TABLES, open_bundle
 from model.checkpoint import load_checkpoint
 from model.export import export
+from model.parity import ParityPaths, run
 from model.scorer import Scorer
 
 
@@ -120,3 +121,17 @@ def test_groups_are_for_int4(workspace, tmp_path):
     params = with_params(workspace, tmp_path / "params.yaml", export={"embeddings": "int8", "group_size": 8})
     with pytest.raises(DataError, match="only int4 has groups"):
         export(dataclasses.replace(workspace.export_paths(tmp_path / "bundle"), params=params))
+
+
+def test_the_parity_command_measures_a_bundle_beside_the_checkpoint(workspace, tmp_path):
+    root = workspace.root
+    run(
+        ParityPaths(
+            workspace.params, workspace.streams, root / "ranker", workspace.bundle, tmp_path / "inference.json"
+        ),
+        max_requests=5,
+    )
+    table = read_json(tmp_path / "inference.json")
+    assert table["num_requests"] == 5
+    assert table["variants"][-1]["label"].startswith("bundle ")
+    assert table["training_forward_one_request_at_a_time_candidates_per_s"] > 0
