@@ -87,7 +87,7 @@ def scaling_figure(summaries: Sequence[Summary]) -> go.Figure | None:
     """C-NE against training operations by kind, with the power law of each kind that has several models."""
     figure = go.Figure()
     for kind, points in _by_kind([point for point in summaries if point["figure"] != ABLATIONS]).items():
-        flops = [point["training_gflops"] for point in points]
+        flops = [1e3 * point["training_gflops"] for point in points]
         losses = [point["c_ne"]["mean"] for point in points]
         figure.add_scatter(
             x=flops,
@@ -97,7 +97,7 @@ def scaling_figure(summaries: Sequence[Summary]) -> go.Figure | None:
             name=kind,
             marker={"color": _COLOURS[kind], "size": 9},
             text=[_shape(point) for point in points],
-            hovertemplate="%{text}<br>%{x:.4g} GFLOP, C-NE %{y:.4f}<extra></extra>",
+            hovertemplate="%{text}<br>%{x:.4g} MFLOP, C-NE %{y:.4f}<extra></extra>",
         )
         if len(set(flops)) > 2:
             slope, intercept = np.polyfit(np.log(flops), np.log(losses), 1)
@@ -112,7 +112,7 @@ def scaling_figure(summaries: Sequence[Summary]) -> go.Figure | None:
             )
     if not figure.data:
         return None
-    return _styled(figure, "training, GFLOP per candidate", "C-NE", log_x=True)
+    return _styled(figure, "training, MFLOP per candidate", "C-NE", log_x=True)
 
 
 def depth_figure(summaries: Sequence[Summary]) -> go.Figure | None:
