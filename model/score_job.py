@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,8 @@ class PartialJob:
     def clear(self) -> None:
         """Removes the shards' first names: the job is complete."""
         shutil.rmtree(self.directory)
+        with suppress(OSError):  # another job's shards lie there too
+            self.directory.parent.rmdir()
 
 
 def identity_of(*parts: object) -> str:

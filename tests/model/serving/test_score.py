@@ -79,7 +79,7 @@ def test_every_candidate_of_the_window_has_its_scores(workspace, paths):
     assert counts["candidates"] == table.num_rows
     assert counts["unknown_items"] == sum(table.column("item_unknown").to_pylist())
     assert manifest["bundle"] == open_bundle(paths.bundle).manifest.name
-    assert not paths.partial.exists()
+    assert not paths.partial.parent.exists()
 
 
 def test_a_file_of_the_same_requests_gives_the_same_scores(workspace, paths, tmp_path):
