@@ -49,13 +49,18 @@ def standard_variants(checkpoint: Checkpoint, config: ExportConfig, score: Score
     variants: list[tuple[TableFormat, Compute]] = [(plain, compute) for compute in computed]
     variants += [(one, "fp32") for one in formats]
     return [
-        Served(_label(one, compute), partial(served_model, checkpoint, one, config=score, compute=compute))
+        Served(
+            _label(one, compute, score.device), partial(served_model, checkpoint, one, config=score, compute=compute)
+        )
         for one, compute in variants
     ]
 
 
-def _label(table_format: TableFormat, compute: Compute) -> str:
-    return table_format.label if compute == "fp32" else f"{compute}, tables {table_format.label}"
+def _label(table_format: TableFormat, compute: Compute, device: str) -> str:
+    if compute == "fp32":
+        return table_format.label
+    simulated = " simulated" if compute == "fp8" and device == "cpu" else ""
+    return f"{compute}{simulated}, tables {table_format.label}"
 
 
 def served_bundle(bundle: Bundle, score: ScoreConfig) -> Served:
