@@ -58,7 +58,7 @@ def test_the_table_has_every_precision_and_its_card_too(workspace):
     assert labels == [
         "fp32",
         "bf16, tables fp32",
-        "fp8, tables fp32",
+        "fp8 simulated, tables fp32",
         "fp16",
         "int8",
         "int4",
