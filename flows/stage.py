@@ -86,7 +86,7 @@ def run_stage(
     environment = {"DVC_NO_ANALYTICS": "1"}
     with (
         launched(command, workspace, output=subprocess.PIPE, environment=environment, held=held) as process,
-        _ended_after(process, timeout_seconds) as timer,
+        ended_after(process, timeout_seconds) as timer,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -101,16 +101,16 @@ def run_stage(
 
 
 @dataclass
-class _Timer:
+class Timer:
     """Whether the time was up."""
 
     has_fired: bool = False
 
 
 @contextmanager
-def _ended_after(process: subprocess.Popen[str], seconds: float | None) -> Iterator[_Timer]:
+def ended_after(process: subprocess.Popen[str], seconds: float | None) -> Iterator[Timer]:
     """Ends a launched process, and with it its group, when it runs for too long."""
-    state = _Timer()
+    state = Timer()
 
     def fire() -> None:
         state.has_fired = True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from features.errors import DataError
 from flows.process import launched
+from flows.stage import ended_after
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Commands:
         workspace: working directory.
         held: lock descriptors, see `flows.process.launched`.
         say: receives every line that a command prints.
+        timeout_seconds: after which a command is ended and has failed.
     """
 
     workspace: Path
     held: tuple[int, ...]
     say: Callable[[str], None]
+    timeout_seconds: float
 
     def python(self, *arguments: str) -> None:
         """Runs `python` with the arguments.
@@ -33,9 +36,12 @@ class Commands:
         """
         last = ""
         environment = {"DVC_NO_ANALYTICS": "1"}
-        with launched(
-            list(arguments), self.workspace, output=subprocess.PIPE, environment=environment, held=self.held
-        ) as process:
+        with (
+            launched(
+                list(arguments), self.workspace, output=subprocess.PIPE, environment=environment, held=self.held
+            ) as process,
+            ended_after(process, self.timeout_seconds) as timer,
+        ):
             assert process.stdout is not None
             for line in process.stdout:
                 if text := line.rstrip():
@@ -44,6 +50,8 @@ class Commands:
             code = process.wait()
         if code:
             what = " ".join(arguments[1:3])
+            if timer.has_fired:
+                raise DataError(f"{what}: was ended after {self.timeout_seconds:,.0f} s, its time limit")
             raise DataError(f"{what}: {last.removeprefix('error: ').removeprefix('ERROR: ') or f'exit status {code}'}")
 
     def track(self, name: str) -> None:

@@ -155,7 +155,7 @@ class Night:
             name,
             self.workspace,
             self.commands.say,
-            timeout_seconds=60 * self.config.stage_timeout_minutes,
+            timeout_seconds=self.commands.timeout_seconds,
             held=self.commands.held,
         )
         if outcome.status is Status.FAILED:
@@ -313,5 +313,6 @@ def begin(
     if dead is not None:
         progress.resumed = f"process {dead.pid} was killed in step {dead.step} of {dead.date}"
         say(f"{progress.resumed}; " + ("going on from there" if dead.date == date else "that date is still to be run"))
-    commands = Commands(places.workspace, held, say)
-    return Night(places, date, base, RetrainConfig.load(params), DataConfig.load(params), commands, progress)
+    config = RetrainConfig.load(params)
+    commands = Commands(places.workspace, held, say, 60 * config.stage_timeout_minutes)
+    return Night(places, date, base, config, DataConfig.load(params), commands, progress)

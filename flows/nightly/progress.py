@@ -36,8 +36,11 @@ class Progress:
         """Names the step on disk and takes its time."""
         self.step = step
         self.records.mark(Running(date=self.date, pid=os.getpid(), started_at=self.started_at, step=step))
+        self.records.log(self.date, "begins", step=step)
         start = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - start, 2)
+            seconds = round(time.monotonic() - start, 2)
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + seconds, 2)
+            self.records.log(self.date, "ends", step=step, seconds=seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -147,11 +149,20 @@ class Records:
     def save(self, record: NightRecord) -> None:
         """Writes a record, in place of an earlier one, and ends the night."""
         self.write(record)
+        self.log(record.date, record.outcome, reason=record.reason, model=record.model, champion=record.champion)
         (self._folder / _RUNNING).unlink(missing_ok=True)
 
     def write(self, record: NightRecord) -> None:
         """Writes a record and leaves the night that is under way alone."""
         write_json(self._path(record.date), record.model_dump(mode="json"))
+
+    def log(self, date: datetime.date, event: str, **details: str | float | None) -> None:
+        """Appends a line of JSON to log.jsonl: time, data date, process, event and its details."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "date": str(date), "pid": os.getpid(), "event": event, **details}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def running(self) -> Running | None:
         """The night that is under way or was killed."""

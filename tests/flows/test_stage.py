@@ -10,6 +10,8 @@ import pytest
 from features.errors import DataError
 from flows.stage import MAX_ERROR_LINES, Status, run_stage, stage_error, stage_names, summarize
 
+from .conftest import is_alive
+
 RUNNING = ["Running stage 'ingest':", "> python -m pipelines.ingest"]
 FAILED = "ERROR: failed to reproduce 'ingest': failed to run: python -m pipelines.ingest, exited with 1"
 TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in <module>', "    f()"]
@@ -80,3 +82,11 @@ def test_a_missing_input_is_named(make_workspace: Callable[[dict[str, str]], Pat
 def test_outside_of_the_repository_the_user_is_told_where_to_go(tmp_path: Path):
     with pytest.raises(DataError, match="root folder of the repository"):
         stage_names(tmp_path)
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(make_workspace: Callable[[dict[str, str]], Path]):
+    workspace = make_workspace({"a": "echo $$ > pid && sleep 300"})
+    outcome = run_stage("a", workspace, lambda _: None, timeout_seconds=3)
+    assert (outcome.status, outcome.error) == (Status.FAILED, "was ended after 3 s, its time limit")
+    if (workspace / "pid").exists():
+        assert not is_alive(int((workspace / "pid").read_text()))

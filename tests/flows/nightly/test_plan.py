@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,4 +139,6 @@ def test_records_come_back_as_they_were_and_the_marker_tells_a_killed_night(tmp_
     assert records.running() is None
     assert records.get(DATE) == kept
     assert records.all() == {DATE: kept}
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line).items() >= {"date": "2024-03-01", "event": "kept", "reason": "because"}.items()
     assert records.get(DATE - DAY) is None
