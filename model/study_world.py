@@ -3,15 +3,18 @@
 python -m model.study_world --out data/long        256 users of 4,608 events each, in a minute
 
 The pipeline's own synthetic logs tell most of a user in a few hundred events. Here every user has a taste of their own
-for each of many topics, drawn independently, and all that shows of it is what was clicked among items of that topic:
+for each of 8 topics and, within them, for each of 64 subtopics, drawn independently. All that shows of a taste is what
+was clicked among the items that it is about:
 
-    P(click) = sigmoid(bias + user + item + strength x taste of the item's topic)
+    P(click) = sigmoid(bias + user + item + taste of the item's topic + taste of its subtopic)
 
-With 64 topics, 256 events hold four of a candidate's topic, 1,024 hold sixteen and 4,096 hold 64: each length knows a
-taste better than the one before. Nothing else about a user is told: there are no user categories, and which items are
-shown does not depend on the taste. A session is a request, so that no candidate knows what its session's others met.
+256 events hold four of a candidate's subtopic, 1,024 hold sixteen and 4,096 hold 64: each length knows a taste better
+than the one before. Nothing else about a user is told: there are no user categories, and which items are shown does not
+depend on the taste. A session is a request, so that no candidate knows what its session's others met. Topics are there
+because a model that has learnt to find the events of a candidate's topic soon finds those of its subtopic; with
+subtopics alone it searches for long.
 
-Legend: U users, N items, E events of one user, K topics.
+Legend: U users, N items, E events of one user.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ FEATURES = FeaturesConfig(
     intensity=IntensityConfig(watch_ratio_edges=(), watch_ms_edges=(), value_edges=()),
     token_contexts=("hour", "gap"),
     candidate_contexts=("hour",),
-    item_categories=("topic",),
+    item_categories=("topic", "subtopic"),
     user_categories=(),
     requests=RequestsConfig(gap_ms=STEP_MS, max_candidates=SESSION_EVENTS),
     vocabulary=VocabularyConfig(min_count=1, base=None),
@@ -77,9 +80,11 @@ class WorldSettings:
 
     num_users: int = 256
     num_events: int = 4608
-    num_topics: int = 64
+    num_topics: int = 8
+    num_subtopics: int = 64
     num_items: int = 4096
-    strength: float = 1.5
+    topic_strength: float = 1.0
+    subtopic_strength: float = 1.3
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -92,9 +97,10 @@ class WorldSettings:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """topic_N and quality_N, (N,) each, and share_N (N,), how often an item is shown."""
+    """topic_N, subtopic_N and quality_N, (N,) each, and share_N (N,), how often an item is shown."""
 
     topic_N: np.ndarray
+    subtopic_N: np.ndarray
     quality_N: np.ndarray
     share_N: np.ndarray
 
@@ -103,8 +109,10 @@ def make_catalogue(settings: WorldSettings) -> Catalogue:
     """Draws the items."""
     rng = np.random.default_rng([settings.seed, 0])
     weight_N = 1.0 / (rng.permutation(settings.num_items) + 50.0) ** 0.7
+    subtopic_N = rng.integers(0, settings.num_subtopics, settings.num_items)
     return Catalogue(
-        topic_N=rng.integers(0, settings.num_topics, settings.num_items),
+        topic_N=subtopic_N % settings.num_topics,
+        subtopic_N=subtopic_N,
         quality_N=rng.normal(0, 0.5, settings.num_items),
         share_N=weight_N / weight_N.sum(),
     )
@@ -114,9 +122,11 @@ def user_events(user: int, catalogue: Catalogue, settings: WorldSettings) -> dic
     """One user's columns of EVENTS, oldest first; raw ids are rows."""
     rng = np.random.default_rng([settings.seed, 1, user])
     count = settings.num_events
-    taste_K, bias = settings.strength * rng.normal(0, 1, settings.num_topics), rng.normal(0, 0.3)
+    of_topic = settings.topic_strength * rng.normal(0, 1, settings.num_topics)
+    of_subtopic = settings.subtopic_strength * rng.normal(0, 1, settings.num_subtopics)
+    bias = rng.normal(0, 0.3)
     item_E = rng.choice(settings.num_items, count, p=catalogue.share_N)
-    match_E = taste_K[catalogue.topic_N[item_E]]
+    match_E = of_topic[catalogue.topic_N[item_E]] + of_subtopic[catalogue.subtopic_N[item_E]]
     logit_E = match_E + bias + catalogue.quality_N[item_E]
     click_E = rng.random(count) < _sigmoid(logit_E - 0.5)
     view_E = click_E & (rng.random(count) < _sigmoid(logit_E))
@@ -139,7 +149,7 @@ def _sigmoid(logit: np.ndarray) -> np.ndarray:
 
 
 def make_tables(settings: WorldSettings) -> tuple[ShardTables, VocabularySet]:
-    """The only shard and the vocabulary, in which every item and topic has a row."""
+    """The only shard and the vocabulary, in which everything has a row."""
     catalogue = make_catalogue(settings)
     users = []
     for user in range(settings.num_users):
@@ -156,9 +166,8 @@ def make_tables(settings: WorldSettings) -> tuple[ShardTables, VocabularySet]:
             _all_of("user", settings.num_users),
             _all_of("item", settings.num_items),
             _all_of("surface", 0),
-            Vocabulary(
-                "topic", pa.array([f"{topic:06d}" for topic in range(settings.num_topics)]), _ones(settings.num_topics)
-            ),
+            _names_of("topic", settings.num_topics),
+            _names_of("subtopic", settings.num_subtopics),
         )
     )
     encoder = ShardEncoder(
@@ -166,7 +175,10 @@ def make_tables(settings: WorldSettings) -> tuple[ShardTables, VocabularySet]:
         timezone="UTC",
         cut_ms=START_MS + (NUM_DAYS - EVAL_DAYS) * DAY_MS,
         vocabularies=vocabularies,
-        items=SideCodes(np.arange(settings.num_items), ((catalogue.topic_N + FIRST_KEY).astype(np.int32),)),
+        items=SideCodes(
+            np.arange(settings.num_items),
+            tuple((codes + FIRST_KEY).astype(np.int32) for codes in (catalogue.topic_N, catalogue.subtopic_N)),
+        ),
         users=SideCodes(np.arange(settings.num_users), ()),
     )
     return build_shard(events, encoder), vocabularies
@@ -174,6 +186,10 @@ def make_tables(settings: WorldSettings) -> tuple[ShardTables, VocabularySet]:
 
 def _all_of(field: str, size: int) -> Vocabulary:
     return Vocabulary(field, pa.array(np.arange(size)), _ones(size))
+
+
+def _names_of(field: str, size: int) -> Vocabulary:
+    return Vocabulary(field, pa.array([f"{code:06d}" for code in range(size)]), _ones(size))
 
 
 def _ones(size: int) -> np.ndarray:
@@ -224,7 +240,9 @@ def _spec(vocabularies: VocabularySet) -> FeatureSpec:
     return FeatureSpec(
         actions=FEATURES.actions,
         streams=tuple(FEATURES.streams),
-        item_fields=tuple(CategoricalField(name=name, size=sizes[name]) for name in ("item", "topic")),
+        item_fields=tuple(
+            CategoricalField(name=name, size=sizes[name]) for name in ("item", *FEATURES.item_categories)
+        ),
         user_fields=(CategoricalField(name="user", size=sizes["user"]),),
         token_contexts=context_fields(FEATURES.token_contexts, sizes["surface"]),
         candidate_contexts=context_fields(FEATURES.candidate_contexts, sizes["surface"]),
@@ -238,7 +256,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/long"))
     parser.add_argument("--num-users", type=int, default=WorldSettings.num_users)
     parser.add_argument("--num-events", type=int, default=WorldSettings.num_events, help="of each user")
-    parser.add_argument("--num-topics", type=int, default=WorldSettings.num_topics)
+    parser.add_argument("--num-subtopics", type=int, default=WorldSettings.num_subtopics)
     given = parser.parse_args()
     out = given.out
     sizes = {name: value for name, value in vars(given).items() if name != "out"}

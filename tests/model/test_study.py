@@ -207,7 +207,7 @@ def test_scaling_efficiency_is_the_ratio_of_slopes():
 
 
 def test_the_long_world_is_a_dataset_in_which_histories_are_strictly_older(tmp_path):
-    settings = WorldSettings(num_users=3, num_events=4 * SESSION_EVENTS, num_topics=4, num_items=40)
+    settings = WorldSettings(num_users=3, num_events=4 * SESSION_EVENTS, num_topics=2, num_subtopics=4, num_items=40)
     for name in ("a", "b"):
         write_world(tmp_path / name, settings)
     a, b = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
