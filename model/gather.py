@@ -188,7 +188,7 @@ class Spans:
 
 
 def gather_batch(
-    shards: Sequence[ShardColumns], shard_B: np.ndarray, row_B: np.ndarray, *, max_lengths: tuple[int, ...]
+    shards: Sequence[ShardColumns], shard_B: np.ndarray, row_B: np.ndarray, *, max_lengths: Sequence[int | np.ndarray]
 ) -> Batch:
     """Builds the batch of the requests (shard, row).
 
@@ -196,7 +196,7 @@ def gather_batch(
         shards: the dataset's shards.
         shard_B: (B,) index into `shards`.
         row_B: (B,) row in that shard's requests.
-        max_lengths: newest history events to keep, per stream; 0 leaves the stream empty.
+        max_lengths: newest history events to keep, per stream; a number for all requests or (B,) of their own.
     """
     user_row_B = pick([shard.user_row for shard in shards], shard_B, row_B)
     streams = []

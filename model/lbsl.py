@@ -213,21 +213,20 @@ class LoadBalancer:
         target_S = total_S / (self._num_ranks * state.num_accumulated)
         return BalancerState(state.step, tuple(target_S.tolist()), (0.0,) * len(state.load_S), 0)
 
-    def global_state(self) -> np.ndarray:
-        """(2 S + 2,) float64, the state of all ranks together, for a checkpoint; called by all ranks alike.
+    def global_state(self, state: BalancerState) -> np.ndarray:
+        """(2 S + 2,) float64, a state of all ranks together, for a checkpoint; called by all ranks alike.
 
         Targets and loads are sums over ranks, so that another number of ranks can share them.
         """
-        state = self.state
         load_S = self._sum_over_ranks(np.array(state.load_S))
         target_S = np.array(state.target_S) * self._num_ranks
         return np.concatenate([[state.step, state.num_accumulated], target_S, load_S])
 
-    def restore(self, saved: np.ndarray) -> None:
-        """Continues from what global_state gave, perhaps to another number of ranks."""
+    def local_state(self, saved: np.ndarray) -> BalancerState:
+        """This rank's share of what global_state gave, perhaps for another number of ranks."""
         step, num_accumulated, *sums = saved.tolist()
         share_S = [value / self._num_ranks for value in sums]
         num_streams = len(self._max_lengths)
-        self.state = BalancerState(
+        return BalancerState(
             int(step), tuple(share_S[:num_streams]), tuple(share_S[num_streams:]), int(num_accumulated)
         )

@@ -10,9 +10,12 @@ from features.spec import FeatureSpec
 from model.baselines.attention import ResidualStack
 from model.batch import Batch
 from model.config import ModelConfig
-from model.embeddings import TokenEmbeddings
+from model.distributed import World
+from model.embeddings import TokenEmbeddings, table_fields
 from model.heads import MultiTaskHeads, Predictions
+from model.sharded_tables import ShardedEmbeddingTables
 from model.stu import STUStack
+from model.tables import EmbeddingTables
 from model.transducer import MixtureOfTransducers
 
 TABLE_STD = 0.02
@@ -25,13 +28,21 @@ class Ranker(nn.Module):
     It holds two kinds of parameters: dense ones, and embedding tables that update themselves during backward().
     """
 
-    def __init__(self, config: ModelConfig, spec: FeatureSpec, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        spec: FeatureSpec,
+        *,
+        device: torch.device | None = None,
+        world: World | None = None,
+    ) -> None:
         """Builds and initialises the model; seeded by torch.manual_seed.
 
         Args:
             config: section `model` of params.yaml.
             spec: of the dataset.
             device: where the model lives, the CPU unless given; the tables cannot be moved later.
+            world: the ranks that share the tables' rows; this process holds all of them unless given.
 
         Raises:
             DataError: the configuration names what the dataset or the device does not have.
@@ -42,7 +53,7 @@ class Ranker(nn.Module):
         config.check_device(device.type)
         self.config = config
         self.spec = spec
-        self.embeddings = TokenEmbeddings(config, spec, device=device)
+        self.embeddings = TokenEmbeddings(config, spec, device=device, tables=_tables(config, spec, device, world))
         self.transducers = MixtureOfTransducers(config).to(device)
         self.heads = MultiTaskHeads(config).to(device)
         initialise(self)
@@ -64,7 +75,7 @@ class Ranker(nn.Module):
         return {name: value.detach() for name, value in self.dense_parameters().items()}
 
     def table_state(self) -> dict[str, Tensor]:
-        """(rows, D) weights of each table by name; they share memory with the model."""
+        """(rows held by this rank, D) weights of each table by name; they share memory with the model."""
         return self.embeddings.tables.weights()
 
     @torch.no_grad()
@@ -76,6 +87,13 @@ class Ranker(nn.Module):
         """
         load_tensors(self.dense_state(), dense, what="dense parameter")
         load_tensors(self.table_state(), tables, what="embedding table")
+
+
+def _tables(config: ModelConfig, spec: FeatureSpec, device: torch.device, world: World | None) -> EmbeddingTables:
+    fields = table_fields(config, spec)
+    if world is None or world.size == 1:
+        return EmbeddingTables(fields, config.dim, device=device)
+    return ShardedEmbeddingTables(fields, config.dim, device=device, world=world)
 
 
 @torch.no_grad()
@@ -108,8 +126,7 @@ def initialise(ranker: Ranker) -> None:
     | biases | 0 |
     | layer norms | 1 and 0 |
     """
-    for weight in ranker.table_state().values():
-        weight.normal_(std=TABLE_STD)
+    ranker.embeddings.tables.initialise(TABLE_STD)
     for module in ranker.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)

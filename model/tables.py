@@ -21,28 +21,50 @@ from torch import Tensor, nn
 from features.spec import CategoricalField
 
 ADAGRAD_EPSILON = 1.0e-8
+_ROWS_DRAWN_AT_ONCE = 1 << 18
 
 
 class EmbeddingTables(nn.Module):
-    """Named tables of one width with fused exact row-wise Adagrad: backward() updates the rows it reaches."""
+    """Named tables of one width with fused exact row-wise Adagrad: backward() updates the rows it reaches.
 
-    def __init__(self, fields: tuple[CategoricalField, ...], dim: int, *, device: torch.device) -> None:
+    Attributes:
+        sizes: rows of each table.
+        first_row: where each table begins in the physical one.
+        num_shards, shard: this object holds the rows r of each table with r % num_shards == shard; all, unless
+            model.sharded_tables asks for less.
+        rows_per_shard: physical rows held here.
+    """
+
+    def __init__(
+        self,
+        fields: tuple[CategoricalField, ...],
+        dim: int,
+        *,
+        device: torch.device,
+        num_shards: int = 1,
+        shard: int = 0,
+    ) -> None:
         """Allocates the tables, not yet initialised.
 
         Args:
             fields: name and number of rows of each table.
             dim: D, a multiple of 4.
             device: where the tables live; they cannot be moved.
+            num_shards: into how many parts each table's rows are dealt out.
+            shard: the part that is held here.
         """
         super().__init__()
+        self.num_shards, self.shard = num_shards, shard
         self.sizes = {field.name: field.size for field in fields}
-        begins = accumulate(self.sizes.values(), initial=0)
-        self.first_row = dict(zip(self.sizes, begins, strict=False))
+        # Every table begins at a multiple of num_shards: a row's owner follows from its place.
+        padded = [-(-size // num_shards) * num_shards for size in self.sizes.values()]
+        self.first_row = dict(zip(self.sizes, accumulate(padded, initial=0), strict=False))
+        self.rows_per_shard = sum(padded) // num_shards
         on_cpu = device.type == "cpu"
         location = EmbeddingLocation.HOST if on_cpu else EmbeddingLocation.DEVICE
         compute = ComputeDevice.CPU if on_cpu else ComputeDevice.CUDA
         self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
-            [(sum(self.sizes.values()), dim, location, compute)],
+            [(self.rows_per_shard, dim, location, compute)],
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=0.0,
             eps=ADAGRAD_EPSILON,
@@ -74,13 +96,31 @@ class EmbeddingTables(nn.Module):
         self.lookup.set_learning_rate(learning_rate)
 
     def weights(self) -> dict[str, Tensor]:
-        """Each table's (rows, D) weights, views that share memory with the model."""
+        """Each table's (rows held here, D) weights, views that share memory with the model."""
         return self._split(self.lookup.split_embedding_weights()[0].detach())
 
     def accumulators(self) -> dict[str, Tensor]:
-        """Each table's (rows,) sums of squared gradients, views that share memory with the optimizer."""
+        """Each table's (rows held here,) sums of squared gradients, views that share memory with the optimizer."""
         return self._split(self.lookup.get_optimizer_state()[0]["sum"].detach())
 
+    @torch.no_grad()
+    def initialise(self, std: float) -> None:
+        """Draws every row from a normal distribution: the same rows from the same seed, however they are dealt out."""
+        for name, weight_RD in self.weights().items():
+            size = self.sizes[name]
+            for begin in range(0, size, _ROWS_DRAWN_AT_ONCE):
+                count = min(_ROWS_DRAWN_AT_ONCE, size - begin)
+                drawn = weight_RD.new_empty(count, weight_RD.shape[1]).normal_(std=std)
+                first = (self.shard - begin) % self.num_shards
+                mine_RD = drawn[first :: self.num_shards]
+                weight_RD[(begin + first) // self.num_shards :][: len(mine_RD)] = mine_RD
+
+    def part_of(self, whole: Tensor) -> Tensor:
+        """The rows of a whole table that are held here."""
+        return whole[self.shard :: self.num_shards]
+
     def _split(self, physical: Tensor) -> dict[str, Tensor]:
-        parts = physical.split(list(self.sizes.values()))
-        return dict(zip(self.sizes, parts, strict=True))
+        return {
+            name: physical[begin // self.num_shards :][: len(range(self.shard, self.sizes[name], self.num_shards))]
+            for name, begin in self.first_row.items()
+        }

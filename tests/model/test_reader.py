@@ -1,6 +1,7 @@
 import pickle
 import sys
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from features.errors import DataError
 from model.batch import Batch, Candidates, UIHStream
+from model.distributed import World
 from model.gather import ragged_arange
+from model.lbsl import LoadBalancer
 from model.reader import BatchSource, Reader
+from model.train_config import SamplingConfig
 
 TRAIN, EVALUATION = 0, 1
 
@@ -221,7 +225,7 @@ def test_request_that_points_nowhere_is_refused(tmp_path, make_content, write_da
 
 def test_source_pickles_without_the_mapped_arrays(tmp_path, make_content, write_dataset):
     dataset = write_dataset(tmp_path / "streams", make_content(seed=7, num_users=200), 1)
-    source = BatchSource(dataset, (9, 9))
+    source = BatchSource(dataset)
     size = len(pickle.dumps(source))
     _ = source._shards
     assert len(pickle.dumps(source)) == size
@@ -233,3 +237,86 @@ def test_ragged_arange_concatenates_ranges(rows):
     begin, length = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
     expected = [value for start, count in rows for value in range(start, start + count)]
     assert ragged_arange(begin, length).tolist() == expected
+
+
+def balancer(kind, max_lengths, num_ranks=1):
+    config = SamplingConfig(kind=kind, alpha=1.2, gamma=1.5, warmup_steps=2, recalibrate_every=3, exact_fill=True)
+    return LoadBalancer(config, max_lengths, seed=3, num_ranks=num_ranks)
+
+
+def read_all(reader, epochs=2):
+    return [batch for _ in range(epochs) for batch in reader]
+
+
+@pytest.mark.parametrize("kind", ["sl", "lbsl"])
+def test_rule_cuts_histories_to_their_newest_events(tmp_path, make_content, write_dataset, kind):
+    content = make_content(seed=8, num_users=40)
+    dataset = write_dataset(tmp_path / "streams", content, 2)
+    settings = {"split": TRAIN, "batch_size": 7, "max_lengths": (25, 12), "shuffle_seed": 1}
+    whole = read_all(Reader(dataset, **settings))
+    cut = read_all(Reader(dataset, **settings, rule=balancer(kind, (25, 12))))
+    assert len(whole) == len(cut)
+    num_cut = 0
+    for one, other in zip(whole, cut, strict=True):
+        assert one.request_id_B.tolist() == other.request_id_B.tolist()
+        for long, short in zip(one.streams, other.streams, strict=True):
+            kept_B = short.offsets_B1.diff()
+            assert (kept_B <= long.offsets_B1.diff()).all()
+            num_cut += int((kept_B < long.offsets_B1.diff()).sum())
+            rows = [range(begin, begin + kept) for begin, kept in zip(long.offsets_B1, kept_B, strict=False)]
+            newest = torch.tensor([row for part in rows for row in part], dtype=torch.int64)
+            assert short.items_TF.tolist() == long.items_TF[newest].tolist()
+    assert num_cut > 10
+
+
+def test_rule_decides_the_same_with_workers_and_after_an_interruption(tmp_path, make_content, write_dataset):
+    dataset = write_dataset(tmp_path / "streams", make_content(seed=8, num_users=40), 2)
+
+    def reader(num_workers):
+        return Reader(
+            dataset,
+            split=TRAIN,
+            batch_size=5,
+            max_lengths=(25, 12),
+            shuffle_seed=1,
+            num_workers=num_workers,
+            rule=balancer("lbsl", (25, 12)),
+        )
+
+    expected = read_all(reader(0))
+    for num_workers in (0, 1):
+        stopped, found = reader(num_workers), []
+        for batch in stopped:
+            found.append(batch)
+            if len(found) == 4:
+                break
+        resumed = reader(num_workers)
+        resumed.load_state_dict(stopped.state_dict())
+        resumed.rule_state = stopped.rule_state
+        found += read_all(resumed)
+        assert_same(tuple(found), tuple(expected))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_ranks_share_each_batch_in_order(tmp_path, make_content, write_dataset, num_ranks):
+    dataset = write_dataset(tmp_path / "streams", make_content(seed=8, num_users=30), 2)
+
+    def requests_of(world):
+        reader = Reader(
+            dataset,
+            split=TRAIN,
+            batch_size=4,
+            max_lengths=(9, 9),
+            shuffle_seed=1,
+            world=world,
+            rule=balancer("sl", (9, 9)),
+        )
+        return [
+            list(zip(batch.request_id_B.tolist(), batch.streams[0].offsets_B1.diff().tolist(), strict=True))
+            for batch in reader
+        ]
+
+    whole = requests_of(World())
+    parts = [requests_of(World(rank, num_ranks)) for rank in range(num_ranks)]
+    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == whole
+    assert num_ranks == 2 or all(any(not rank[step] for rank in parts) for step in range(len(whole)))

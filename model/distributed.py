@@ -1,0 +1,182 @@
+"""The ranks of a run: one process, or those that torchrun started.
+
+    python -m model.train                                      one rank
+    torchrun --nproc-per-node 2 -m model.train                 two
+
+Two groups: tensors of the model go through NCCL on GPUs and gloo on CPUs; what the host must know to go on, like the
+candidates of a step, goes through gloo and never waits for a GPU. All ranks call everything here alike and in the same
+order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from features.errors import DataError
+
+Value = TypeVar("Value")
+# A dead rank's connections break at once; its zombie shows a little later.
+_SECONDS_TO_FIND_THE_DEAD = 2.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank's process."""
+
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of a run.
+
+    Attributes:
+        rank: of this process, 0 up to size.
+        size: number of ranks.
+        host_group: for values of the host; None with one rank.
+        peers: every rank's process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    host_group: dist.ProcessGroup | None = None
+    peers: tuple[Peer, ...] = ()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank logs and writes what all share."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This rank's share of `count` things in order; shares differ by at most one and may be empty."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def sum_tensor(self, tensor: Tensor) -> None:
+        """Replaces a tensor by its sum over ranks."""
+        if self.size > 1:
+            with self._contact():
+                dist.all_reduce(tensor)
+
+    def exchange(self, values_V: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:
+        """Sends the first send_counts[0] rows to rank 0 and so on; returns what the ranks sent here, by rank."""
+        received = values_V.new_empty((sum(receive_counts), *values_V.shape[1:]))
+        with self._contact():
+            dist.all_to_all_single(received, values_V.contiguous(), list(receive_counts), list(send_counts))
+        return received
+
+    def sum_host(self, array: np.ndarray) -> np.ndarray:
+        """The sum of a host array over ranks."""
+        return self.gather_host(array).sum(axis=0)
+
+    def gather_host(self, array: np.ndarray) -> np.ndarray:
+        """(ranks, ...) the host arrays of all ranks, equal in shape."""
+        if self.size == 1:
+            return array[None]
+        mine = torch.from_numpy(np.ascontiguousarray(array))
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        with self._contact():
+            dist.all_gather(parts, mine, group=self.host_group)
+        return np.stack([part.numpy() for part in parts])
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """What every rank passes, by rank; for small things."""
+        if self.size == 1:
+            return [value]
+        values: list = [None] * self.size
+        with self._contact():
+            dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """What rank 0 passes."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with self._contact():
+            dist.broadcast_object_list(values, src=0, group=self.host_group)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        self.gather_host(np.zeros(1))
+
+    @contextmanager
+    def _contact(self) -> Iterator[None]:
+        """Turns a broken connection into one line that names whose process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            gone = self._gone()
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"rank {self.rank} of {self.size} lost contact: "
+                f"{', '.join(gone) or 'a rank'} is gone ({reason}); run it again, it goes on at its last checkpoint"
+            ) from None
+
+    def _gone(self) -> list[str]:
+        """The ranks of this host whose process has ended."""
+        here, deadline = socket.gethostname(), time.monotonic() + _SECONDS_TO_FIND_THE_DEAD
+        while True:
+            gone = [
+                f"rank {rank} (process {peer.pid})"
+                for rank, peer in enumerate(self.peers)
+                if peer.host == here and not _runs(peer.pid)
+            ]
+            if gone or time.monotonic() > deadline:
+                return gone
+            time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        # the state follows the name, which is in parentheses and may hold anything
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def joined_world(device: torch.device) -> Iterator[World]:
+    """The ranks that torchrun started, or the one rank of a process that it did not start.
+
+    Args:
+        device: where the model lives; on CUDA each rank takes the GPU of its number on this host.
+
+    Raises:
+        DataError: this host has fewer GPUs than ranks.
+    """
+    if not dist.is_torchelastic_launched():
+        yield World()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise DataError(f"rank {local_rank} of this host has no GPU, there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local_rank))
+    else:
+        dist.init_process_group("gloo")
+    try:
+        host_group = dist.new_group(backend="gloo")
+        world = World(dist.get_rank(), dist.get_world_size(), host_group)
+        peers = world.gather_objects(Peer(socket.gethostname(), os.getpid()))
+        yield World(world.rank, world.size, host_group, tuple(peers))
+    finally:
+        # After an error the others may be gone: to say goodbye to them would hang.
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
