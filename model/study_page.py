@@ -27,6 +27,7 @@ _COLOURS = {
     "din": "#8a8f98",
     "stca": "#b3473f",
 }
+_DASHES = ("solid", "dash", "dot")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -84,14 +85,13 @@ def page(study: dict[str, Any]) -> str:
 
 
 def scaling_figure(summaries: Sequence[Summary]) -> go.Figure | None:
-    """C-NE against training operations by kind, with the power law of each kind that has several models."""
+    """C-NE against training operations by kind, with the power law of each kind over its models of the grid."""
     figure = go.Figure()
     for kind, points in _by_kind([point for point in summaries if point["figure"] != ABLATIONS]).items():
         flops = [1e3 * point["training_gflops"] for point in points]
-        losses = [point["c_ne"]["mean"] for point in points]
         figure.add_scatter(
             x=flops,
-            y=losses,
+            y=[point["c_ne"]["mean"] for point in points],
             error_y={"array": [point["c_ne"]["std"] for point in points], "thickness": 1, "width": 3},
             mode="markers",
             name=kind,
@@ -99,8 +99,10 @@ def scaling_figure(summaries: Sequence[Summary]) -> go.Figure | None:
             text=[_shape(point) for point in points],
             hovertemplate="%{text}<br>%{x:.4g} MFLOP, C-NE %{y:.4f}<extra></extra>",
         )
+        grid = [point for point in points if point["figure"] == GRID]
+        flops = [1e3 * point["training_gflops"] for point in grid]
         if len(set(flops)) > 2:
-            slope, intercept = np.polyfit(np.log(flops), np.log(losses), 1)
+            slope, intercept = np.polyfit(np.log(flops), np.log([point["c_ne"]["mean"] for point in grid]), 1)
             line = np.geomspace(min(flops), max(flops), 40)
             figure.add_scatter(
                 x=line,
@@ -121,6 +123,7 @@ def depth_figure(summaries: Sequence[Summary]) -> go.Figure | None:
     for point in summaries:
         if point["figure"] == GRID and point["c_ne"]:
             lines.setdefault((point["kind"], str(max(point["max_length"].values()))), []).append(point)
+    lengths = list(dict.fromkeys(length for _, length in lines))
     figure = go.Figure()
     for (kind, length), points in lines.items():
         points = sorted(points, key=lambda point: max(point["num_layers"].values()))
@@ -133,11 +136,11 @@ def depth_figure(summaries: Sequence[Summary]) -> go.Figure | None:
             error_y={"array": [100 * point["c_ne"]["std"] / first for point in points], "thickness": 1, "width": 3},
             mode="lines+markers",
             name=f"{kind}, {length} events",
-            line={"color": _COLOURS[kind]},
+            line={"color": _COLOURS[kind], "dash": _DASHES[lengths.index(length) % len(_DASHES)]},
         )
     if not figure.data:
         return None
-    return _styled(figure, "layers", "gain in C-NE, %", log_x=False)
+    return _styled(figure, "layers", "gain in C-NE, %", log_x=False).update_xaxes(dtick=1)
 
 
 def ablation_figure(summaries: Sequence[Summary]) -> go.Figure | None:
