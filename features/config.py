@@ -15,6 +15,7 @@ from features.errors import DataError
 TokenContext = Literal["surface", "hour", "weekday", "duration", "gap"]
 CandidateContext = Literal["surface", "hour", "weekday", "duration"]
 Edges = tuple[float, ...]
+TABULAR_SOURCES = ("parquet", "csv", "jsonl")
 
 
 class Closed(BaseModel):
@@ -60,16 +61,31 @@ def describe(error: ValidationError, path: Path, section: str) -> str:
 
 
 class TabularColumns(Closed):
-    """Which columns of a Parquet or CSV log hold what; `null` where the log has no such column."""
+    """Which columns of a log hold what; `null` where the log has no such column.
+
+    watch_percent (of the duration) and duration_s (seconds) stand for watch_ms and duration_ms where a log has those.
+    """
 
     user_id: str
     item_id: str
     timestamp: str
     timestamp_unit: Literal["s", "ms", "us"]
     watch_ms: str | None = None
+    watch_percent: str | None = None
     duration_ms: str | None = None
+    duration_s: str | None = None
     value: str | None = None
     surface: str | None = None
+
+    @model_validator(mode="after")
+    def _one_column_a_use(self) -> Self:
+        if self.watch_ms and self.watch_percent:
+            raise ValueError("give either watch_ms or watch_percent")
+        if self.duration_ms and self.duration_s:
+            raise ValueError("give either duration_ms or duration_s")
+        if self.watch_percent and not (self.duration_ms or self.duration_s):
+            raise ValueError("watch_percent is a part of the duration, give duration_ms or duration_s")
+        return self
 
 
 class SideTable(Closed):
@@ -80,21 +96,43 @@ class SideTable(Closed):
     features: dict[str, str]
 
 
+class ActionRange(Closed):
+    """An action that is told by min <= column <= max, as a rating of at least 4 is a like."""
+
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+
 class TabularMapping(Closed):
-    """Mapping of a generic log. Actions come either from 0/1 columns or from one event-type column."""
+    """Mapping of a generic log.
+
+    Actions come from 0/1 columns, or from one event-type column, and beside either of them or alone from ranges of
+    numbers. separator, header (the columns' names, where the first line is a row already) and encoding are of CSV
+    files; records is of JSON lines: the field that holds a list of rows, whose fields are then `<records>.<field>`.
+    """
 
     pattern: str
     columns: TabularColumns
+    separator: Annotated[str, Field(min_length=1)] = ","
+    header: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    records: str | None = None
     action_columns: dict[str, str] = {}
     action_column: str | None = None
     action_values: dict[str, str] = {}
+    action_ranges: dict[str, ActionRange] = {}
     users: SideTable | None = None
     items: SideTable | None = None
 
     @model_validator(mode="after")
-    def _one_kind_of_actions(self) -> Self:
-        if bool(self.action_columns) == bool(self.action_column):
+    def _kinds_of_actions(self) -> Self:
+        if self.action_columns and self.action_column:
             raise ValueError("give either action_columns or action_column with action_values")
+        if bool(self.action_column) != bool(self.action_values):
+            raise ValueError("action_column and action_values need each other")
+        if not (self.action_columns or self.action_column or self.action_ranges):
+            raise ValueError("give action_columns, action_column with action_values, or action_ranges")
         return self
 
 
@@ -115,7 +153,7 @@ class DataConfig(Section):
 
     section: ClassVar[str] = "data"
 
-    source: Literal["kuairand", "parquet", "csv"]
+    source: Literal["kuairand", "movielens", "otto", "taobao", "yambda", "parquet", "csv", "jsonl"]
     path: Path
     timezone: str
     earliest: datetime.date
@@ -144,8 +182,14 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _mapping_when_needed(self) -> Self:
-        if (self.source == "kuairand") == (self.tabular is not None):
-            raise ValueError("'tabular' is for the sources parquet and csv, and they need it")
+        if (self.source in TABULAR_SOURCES) != (self.tabular is not None):
+            raise ValueError("'tabular' is for the sources parquet, csv and jsonl, and they need it")
+        if self.tabular is not None:
+            csv_only = (self.tabular.separator, self.tabular.header, self.tabular.encoding) != (",", None, "utf-8")
+            if csv_only and self.source != "csv":
+                raise ValueError("tabular: separator, header and encoding are for the source csv")
+            if self.tabular.records is not None and self.source != "jsonl":
+                raise ValueError("tabular: records is for the source jsonl")
         return self
 
 

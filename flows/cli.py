@@ -39,8 +39,13 @@ class Source(StrEnum):
     """Formats of raw logs."""
 
     kuairand = "kuairand"
+    movielens = "movielens"
+    otto = "otto"
+    taobao = "taobao"
+    yambda = "yambda"
     parquet = "parquet"
     csv = "csv"
+    jsonl = "jsonl"
 
 
 @app.command()

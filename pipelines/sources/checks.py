@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipelines.sources.csv_text import FAULT_SCHEMA, LINE
+from pipelines.sources.lines import FAULT_SCHEMA, LINE
 from pipelines.sources.raw import LogLayout, TimeRange
 
 # Above it, doubles (and so JSON readers and spreadsheets) no longer tell neighbouring ids apart.
@@ -91,6 +91,7 @@ def _parsed(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]:
         _cast(layout.item_id, dtypes, integer).alias("_item_id"),
         _timestamp(layout, dtypes).alias("_time"),
         *(_cast(column, dtypes, integer).alias(f"_flag{bit}") for column, bit in layout.flags),
+        *(_cast(action.column, dtypes, decimal).alias(f"_number{action.bit}") for action in layout.ranges),
     ]
     if layout.event_types:
         types = layout.event_types
@@ -98,7 +99,9 @@ def _parsed(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]:
         uses.append(text.replace_strict(dict(types.masks), default=None, return_dtype=pl.UInt32).alias("_mask"))
     optional = [
         (layout.watch_ms, "_watch_ms", amount),
+        (layout.watch_percent, "_watch_percent", decimal),
         (layout.duration_ms, "_duration_ms", amount),
+        (layout.duration_s, "_duration_s", decimal),
         (layout.value, "_value", decimal),
         (layout.surface, "_surface", integer),
         (layout.random_flag, "_random", integer),
@@ -119,7 +122,8 @@ def _timestamp(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> pl.Expr:
     dtype = dtypes[layout.timestamp]
     if isinstance(dtype, pl.Datetime):
         return pl.col(layout.timestamp).dt.epoch("us") / 1000.0
-    return _cast(layout.timestamp, dtypes, pl.Float64()) * _MS_PER_UNIT[layout.timestamp_unit]
+    counted = _cast(layout.timestamp, dtypes, pl.Float64()) * _MS_PER_UNIT[layout.timestamp_unit]
+    return counted + layout.timestamp_origin_ms
 
 
 def _unparsable(column: str, parsed: str) -> pl.Expr:
@@ -134,11 +138,10 @@ def _checks(layout: LogLayout, dtypes: dict[str, pl.DataType], times: TimeRange)
         yield _Check(column, "action flag is not 0 or 1", _not_a_flag(f"_flag{bit}"))
     if layout.event_types:
         yield _Check(layout.event_types.column, "unknown action value", pl.col("_mask").is_null())
-    kind = "not a number" if layout.decimals else "not an integer"
-    for amount, parsed in ((layout.watch_ms, "_watch_ms"), (layout.duration_ms, "_duration_ms")):
-        if amount is not None:
-            yield _Check(amount, kind, _unparsable(amount, parsed) & ~_is_nan(amount, dtypes))
-            yield _Check(amount, "over 2147483647 milliseconds", pl.col(parsed) > _INT32_MAX)
+    for action in layout.ranges:
+        bad = _unparsable(action.column, f"_number{action.bit}") & ~_is_nan(action.column, dtypes)
+        yield _Check(action.column, "not a number", bad)
+    yield from _amount_checks(layout, dtypes)
     if layout.value is not None:
         bad = _unparsable(layout.value, "_value") & ~_is_nan(layout.value, dtypes)
         yield _Check(layout.value, "not a number", bad | pl.col("_value").cast(pl.Float32).is_infinite())
@@ -148,6 +151,32 @@ def _checks(layout: LogLayout, dtypes: dict[str, pl.DataType], times: TimeRange)
         yield _Check(layout.surface, "not an integer", _unparsable(layout.surface, "_surface"))
         bound = _INT16_MAX - RANDOM_SURFACE
         yield _Check(layout.surface, f"surface outside 0..{bound}", ~pl.col("_surface").is_between(0, bound))
+
+
+def _amount_checks(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> Iterator[_Check]:
+    kind = "not a number" if layout.decimals else "not an integer"
+    amounts = [
+        (layout.watch_ms, "_watch_ms", kind, _watch_ms(layout)),
+        (layout.watch_percent, "_watch_percent", "not a number", _watch_ms(layout)),
+        (layout.duration_ms, "_duration_ms", kind, _duration_ms(layout)),
+        (layout.duration_s, "_duration_s", "not a number", _duration_ms(layout)),
+    ]
+    for column, parsed, reason, milliseconds in amounts:
+        if column is not None:
+            yield _Check(column, reason, _unparsable(column, parsed) & ~_is_nan(column, dtypes))
+            yield _Check(column, "over 2147483647 milliseconds", milliseconds > _INT32_MAX)
+
+
+def _watch_ms(layout: LogLayout) -> pl.Expr:
+    if layout.watch_percent is not None:
+        return pl.col("_watch_percent") / 100 * _duration_ms(layout)
+    return pl.col("_watch_ms") if layout.watch_ms is not None else pl.lit(None, pl.Int32)
+
+
+def _duration_ms(layout: LogLayout) -> pl.Expr:
+    if layout.duration_s is not None:
+        return pl.col("_duration_s") * 1000
+    return pl.col("_duration_ms") if layout.duration_ms is not None else pl.lit(None, pl.Int32)
 
 
 def _is_nan(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
@@ -176,7 +205,7 @@ def _time_checks(layout: LogLayout, dtypes: dict[str, pl.DataType], times: TimeR
     yield _Check(column, "not a number" if layout.decimals else "not an integer", _unparsable(column, "_time"))
     outside = f"timestamp outside {times.text}"
     for unit, ms_per_unit in _MS_PER_UNIT.items():
-        if unit != layout.timestamp_unit:
+        if not layout.timestamp_origin_ms and unit != layout.timestamp_unit:
             factor = ms_per_unit / _MS_PER_UNIT[layout.timestamp_unit]
             hint = f"{outside}: looks like {_UNIT_NAMES[unit]}, not {_UNIT_NAMES[layout.timestamp_unit]}"
             yield _Check(column, hint, _within(time * factor, times))
@@ -188,14 +217,17 @@ def _within(time: pl.Expr, times: TimeRange) -> pl.Expr:
 
 
 def _event_columns(layout: LogLayout) -> list[pl.Expr]:
-    mask = pl.lit(0, pl.UInt32)
-    for _, bit in layout.flags:
-        mask = mask | (pl.col(f"_flag{bit}").cast(pl.UInt32) * pl.lit(1 << bit, pl.UInt32))
+    mask = pl.col("_mask") if layout.event_types else pl.lit(0, pl.UInt32)
+    bits = [(pl.col(f"_flag{bit}"), bit) for _, bit in layout.flags]
+    for action in layout.ranges:
+        inside = pl.col(f"_number{action.bit}").is_between(action.minimum, action.maximum)
+        bits.append((inside.fill_null(False), action.bit))
+    for is_set, bit in bits:
+        mask = mask | (is_set.cast(pl.UInt32) * pl.lit(1 << bit, pl.UInt32))
     surface = pl.col("_surface") if layout.surface is not None else pl.lit(None, pl.Int16)
     if layout.random_flag is not None:
         surface = surface + RANDOM_SURFACE * pl.col("_random")
-    watch = pl.col("_watch_ms") if layout.watch_ms is not None else pl.lit(None, pl.Int32)
-    duration = pl.col("_duration_ms") if layout.duration_ms is not None else pl.lit(None, pl.Int32)
+    watch, duration = _watch_ms(layout), _duration_ms(layout)
     if layout.decimals:
         watch, duration = watch.cast(pl.Float64).round(), duration.cast(pl.Float64).round()
     value = pl.col("_value") if layout.value is not None else pl.lit(None, pl.Float32)
@@ -203,7 +235,7 @@ def _event_columns(layout: LogLayout) -> list[pl.Expr]:
         pl.col("_user_id").alias("user_id"),
         pl.col("_item_id").alias("item_id"),
         pl.col("_time").round().cast(pl.Int64).alias("timestamp_ms"),
-        (pl.col("_mask") if layout.event_types else mask).alias(_MASK),
+        mask.alias(_MASK),
         watch.clip(0).cast(pl.Int32).alias("watch_ms"),
         pl.when(duration > 0).then(duration).cast(pl.Int32).alias("duration_ms"),
         value.cast(pl.Float32).alias("value"),

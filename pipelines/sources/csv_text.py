@@ -1,4 +1,4 @@
-"""CSV text in pieces of whole lines: planned without parsing, parsed fast, and line by line where that fails.
+"""CSV text: parsed fast, and line by line where that fails.
 
 A row of a log is one line: a line break inside quotes makes the lines around it bad rows.
 """
@@ -6,11 +6,11 @@ A row of a log is one line: a line break inside quotes makes the lines around it
 from __future__ import annotations
 
 import csv
-import mmap
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -18,117 +18,86 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from features.errors import DataError
-from pipelines.sources.raw import RawFile, WorkUnit, header_hint
-
-# Constant, so that pieces never depend on settings; a piece's text and columns take about five times as much memory.
-UNIT_BYTES = 32 << 20
-# When a piece has lines that do not parse, only the blocks that hold them are read as text.
-BLOCK_BYTES = 1 << 20
-LINE = "line"
-FAULT_SCHEMA = pl.Schema({LINE: pl.Int64, "column": pl.String, "reason": pl.String})
+from pipelines.sources.lines import (
+    FAULT_SCHEMA,
+    LINE,
+    UNIT_SEPARATOR,
+    TextBlock,
+    blocks,
+    count_lines,
+    read_piece,
+)
+from pipelines.sources.raw import FileForm, RawFile, WorkUnit, header_hint
 
 _ARROW_TYPES = {pl.Int64(): pa.int64(), pl.Float64(): pa.float64(), pl.String(): pa.string()}
 _MAX_HEADER_BYTES = 1 << 20
-_MAX_CONTENT_CHARS = 1000
 
 
 @dataclass(frozen=True)
-class TextBlock:
-    """The rows of some consecutive lines.
+class CsvDialect:
+    """The character between fields, and whether quotes may hold one."""
 
-    Attributes:
-        data: the lines.
-        first_line: number of the piece's lines before the block.
-        frame: the wanted columns, parsed or (where that failed) as text, and LINE, each row's line in the block.
-        faults: FAULT_SCHEMA, the lines that cannot be split into fields.
-        num_blank: blank lines.
-    """
+    delimiter: str = ","
+    is_quoted: bool = True
 
-    data: bytes
-    first_line: int
-    frame: pl.DataFrame
-    faults: pl.DataFrame
-    num_blank: int
+    @classmethod
+    def of(cls, form: FileForm) -> CsvDialect:
+        """That of the text that `read_piece` gives."""
+        return cls(form.separator) if len(form.separator) == 1 else cls(UNIT_SEPARATOR, is_quoted=False)
 
 
-def open_csv(path: Path, name: str, rank: int) -> RawFile:
-    """Reads a CSV file's header.
+_COMMA = CsvDialect()
+
+
+def open_csv(path: Path, name: str, rank: int, form: FileForm) -> RawFile:
+    """Reads a CSV file's header, unless its form has one.
 
     Raises:
         DataError: the file has no header line, or it is not text or names a column twice.
     """
+    columns = form.header if form.header is not None else _read_header(path, name, form)
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise DataError(f"{name}: column '{twice[0]}' is in the header twice{header_hint(columns)}")
+    return RawFile(os.fspath(path.absolute()), name, rank, columns, form)
+
+
+def _read_header(path: Path, name: str, form: FileForm) -> tuple[str, ...]:
     with path.open("rb") as source:
         header = source.readline(_MAX_HEADER_BYTES)
     try:
-        text = header.decode("utf-8-sig").strip("\r\n")
+        text = header.decode("utf-8-sig" if form.encoding == "utf-8" else form.encoding).strip("\r\n")
     except UnicodeDecodeError:
         raise DataError(f"{name}: the header line is not UTF-8 text") from None
     if not text.strip():
         raise DataError(f"{name}: no header line, the file is empty or begins with a blank line")
-    columns = tuple(column.strip() for column in next(csv.reader([text])))
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise DataError(f"{name}: column '{twice[0]}' is in the header twice{header_hint(columns)}")
-    return RawFile(os.fspath(path.absolute()), name, rank, columns)
-
-
-def plan_csv(file: RawFile) -> Iterator[WorkUnit]:
-    """Cuts a file after its header at line ends into pieces of about UNIT_BYTES, counting their lines."""
-    size = os.path.getsize(file.path)
-    with open(file.path, "rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        start = text.find(b"\n") + 1 or size
-        first_row = 0
-        while start < size:
-            stop = min(start + UNIT_BYTES, size)
-            stop = (text.find(b"\n", stop - 1) + 1 or size) if stop < size else size
-            data = text[start:stop]
-            num_rows = data.count(b"\n") + (not data.endswith(b"\n"))
-            yield WorkUnit(file, start, stop, first_row, num_rows)
-            first_row += num_rows
-            start = stop
+    if len(form.separator) > 1:
+        return tuple(column.strip() for column in text.split(form.separator))
+    return tuple(column.strip() for column in next(csv.reader([text], delimiter=form.separator)))
 
 
 def read_csv_unit(unit: WorkUnit, dtypes: Mapping[str, pl.DataType]) -> Iterator[TextBlock]:
     """Parses a piece: at once when every line is well formed, in smaller blocks when not."""
-    with open(unit.file.path, "rb") as source:
-        source.seek(unit.start)
-        data = source.read(unit.stop - unit.start)
-    whole = _parse(data, unit.file.columns, dtypes)
+    data, columns, dialect = read_piece(unit), unit.file.columns, CsvDialect.of(unit.file.form)
+    whole = _parse(data, columns, dtypes, dialect=dialect)
     if whole is not None:
-        yield TextBlock(data, 0, whole, pl.DataFrame(schema=FAULT_SCHEMA), 0)
+        yield TextBlock(data, 0, 0, whole, pl.DataFrame(schema=FAULT_SCHEMA), 0)
         return
-    first_line = 0
-    for block in _blocks(data):
-        frame = _parse(block, unit.file.columns, dtypes)
+    first_line = first_byte = 0
+    for block in blocks(data):
+        frame = _parse(block, columns, dtypes, dialect=dialect)
         if frame is None:
-            yield read_lines(block, first_line, unit.file.columns, wanted=tuple(dtypes))
+            rows = read_lines(block, columns, tuple(dtypes), dialect=dialect)
+            yield replace(rows, first_line=first_line, first_byte=first_byte)
         else:
-            yield TextBlock(block, first_line, frame, pl.DataFrame(schema=FAULT_SCHEMA), 0)
-        first_line += _count_lines(block)
+            yield TextBlock(block, first_line, first_byte, frame, pl.DataFrame(schema=FAULT_SCHEMA), 0)
+        first_line += count_lines(block)
+        first_byte += len(block)
 
 
-def line_texts(data: bytes, lines: np.ndarray) -> list[str]:
-    """The text of some lines, shortened when very long."""
-    ends = np.append(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")), len(data))
-    starts = np.append(0, ends + 1)
-    return [
-        data[starts[line] : ends[line]].decode("utf-8", "replace").rstrip("\r")[:_MAX_CONTENT_CHARS] for line in lines
-    ]
-
-
-def _count_lines(data: bytes) -> int:
-    return data.count(b"\n") + (not data.endswith(b"\n"))
-
-
-def _blocks(data: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(data):
-        stop = data.find(b"\n", start + BLOCK_BYTES - 1) + 1 or len(data)
-        yield data[start:stop]
-        start = stop
-
-
-def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
+def _parse(
+    data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataType], *, dialect: CsvDialect = _COMMA
+) -> pl.DataFrame | None:
     """The wanted columns with their types, or None unless every line is a row of the right form."""
     if pl.Int64() in dtypes.values() and (b"0x" in data or b"0X" in data):
         return None  # Arrow would take hexadecimal text for an integer.
@@ -136,6 +105,9 @@ def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataTy
         table = pa_csv.read_csv(
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(column_names=list(columns), use_threads=False),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=dialect.delimiter, quote_char='"' if dialect.is_quoted else False
+            ),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: _ARROW_TYPES[dtype] for name, dtype in dtypes.items()},
                 include_columns=list(dtypes),
@@ -145,21 +117,24 @@ def _parse(data: bytes, columns: tuple[str, ...], dtypes: Mapping[str, pl.DataTy
         )
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != _count_lines(data):
+    if table.num_rows != count_lines(data):
         return None
     frame = pl.from_arrow(table, rechunk=True)
     assert isinstance(frame, pl.DataFrame)
     return frame.with_row_index(LINE).with_columns(pl.col(LINE).cast(pl.Int64))
 
 
-def read_lines(data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]) -> TextBlock:
+def read_lines(
+    data: bytes, columns: tuple[str, ...], wanted: tuple[str, ...], *, dialect: CsvDialect = _COMMA
+) -> TextBlock:
     """Sorts out the lines that have another number of fields; of the others every wanted column comes as text."""
-    block = None if b'"' in data else _count_fields(data, first_line, columns, wanted=wanted)
-    return block or _split_fields(data, first_line, columns, wanted=wanted)
+    may_quote = dialect.is_quoted and b'"' in data
+    block = None if may_quote else _count_fields(data, columns, wanted, dialect=dialect)
+    return block or _split_fields(data, columns, wanted, dialect=dialect)
 
 
 def _count_fields(
-    data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]
+    data: bytes, columns: tuple[str, ...], wanted: tuple[str, ...], *, dialect: CsvDialect = _COMMA
 ) -> TextBlock | None:
     """Without quotes the commas tell; None when what is left does not parse, as with bytes that are not UTF-8."""
     text = np.frombuffer(data, np.uint8)
@@ -168,21 +143,24 @@ def _count_fields(
     starts = np.append(0, ends[:-1] + 1)
     lengths = ends - starts
     blank = (lengths == 0) | ((lengths == 1) & (text[starts] == ord("\r")))
-    num_fields = 1 + np.diff(np.searchsorted(np.flatnonzero(text == ord(",")), np.append(0, ends)))
+    commas = np.flatnonzero(text == ord(dialect.delimiter))
+    num_fields = 1 + np.diff(np.searchsorted(commas, np.append(0, ends)))
     good = ~blank & (num_fields == len(columns))
     rows = text[np.repeat(good, lengths + 1)[: len(data)]].tobytes()
     dtypes: dict[str, pl.DataType] = dict.fromkeys(wanted, pl.String())
-    frame = _parse(rows, columns, dtypes) if rows else pl.DataFrame(schema={LINE: pl.Int64, **dtypes})
+    frame = _parse(rows, columns, dtypes, dialect=dialect) if rows else pl.DataFrame(schema={LINE: pl.Int64, **dtypes})
     if frame is None:
         return None
     bad = np.flatnonzero(~blank & ~good)
     reasons = np.where(num_fields[bad] < len(columns), "too few fields", "too many fields")
     faults = pl.DataFrame({LINE: bad, "column": [None] * len(bad), "reason": reasons.tolist()}, schema=FAULT_SCHEMA)
     frame = frame.with_columns(pl.Series(LINE, np.flatnonzero(good), pl.Int64))
-    return TextBlock(data, first_line, frame, faults, int(blank.sum()))
+    return TextBlock(data, 0, 0, frame, faults, int(blank.sum()))
 
 
-def _split_fields(data: bytes, first_line: int, columns: tuple[str, ...], *, wanted: tuple[str, ...]) -> TextBlock:
+def _split_fields(
+    data: bytes, columns: tuple[str, ...], wanted: tuple[str, ...], *, dialect: CsvDialect = _COMMA
+) -> TextBlock:
     rows: list[list[str]] = []
     lines: list[int] = []
     faults: list[tuple[int, None, str]] = []
@@ -192,7 +170,7 @@ def _split_fields(data: bytes, first_line: int, columns: tuple[str, ...], *, wan
         if not text:
             num_blank += 1
             continue
-        fields = _fields(text.decode("utf-8", "replace"))
+        fields = _fields(text.decode("utf-8", "replace"), dialect)
         if fields is None or len(fields) != len(columns):
             faults.append((line, None, _fault(fields, len(columns))))
         else:
@@ -203,12 +181,13 @@ def _split_fields(data: bytes, first_line: int, columns: tuple[str, ...], *, wan
         {name: values[columns.index(name)] for name in wanted}, schema=dict.fromkeys(wanted, pl.String)
     )
     frame = frame.with_columns(pl.col(pl.String).replace("", None)).insert_column(0, pl.Series(LINE, lines, pl.Int64))
-    return TextBlock(data, first_line, frame, pl.DataFrame(faults, schema=FAULT_SCHEMA, orient="row"), num_blank)
+    return TextBlock(data, 0, 0, frame, pl.DataFrame(faults, schema=FAULT_SCHEMA, orient="row"), num_blank)
 
 
-def _fields(text: str) -> list[str] | None:
+def _fields(text: str, dialect: CsvDialect) -> list[str] | None:
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.is_quoted else csv.QUOTE_NONE
     try:
-        return next(csv.reader((text,), strict=True))
+        return next(csv.reader((text,), strict=True, delimiter=dialect.delimiter, quoting=quoting))
     except csv.Error:
         return None
 

@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from features.errors import DataError
-from pipelines.sources.raw import LogLayout, RawFile, WorkUnit
+from pipelines.sources.raw import FileForm, LogLayout, RawFile, WorkUnit
 
 
-def open_parquet(path: Path, name: str, rank: int) -> RawFile:
+def open_parquet(path: Path, name: str, rank: int, form: FileForm) -> RawFile:
     """Reads a Parquet file's footer.
 
     Raises:
         DataError: the file has no readable footer: it is half-written or not Parquet.
     """
-    return RawFile(os.fspath(path.absolute()), name, rank, tuple(_schema(path, name).names))
+    return RawFile(os.fspath(path.absolute()), name, rank, tuple(_schema(path, name).names), form)
 
 
 def plan_parquet(file: RawFile, rows_per_unit: int) -> Iterator[WorkUnit]:
@@ -32,20 +32,23 @@ def plan_parquet(file: RawFile, rows_per_unit: int) -> Iterator[WorkUnit]:
     for group in range(metadata.num_row_groups):
         num_rows += metadata.row_group(group).num_rows
         if num_rows >= rows_per_unit or group == metadata.num_row_groups - 1:
-            yield WorkUnit(file, start, group + 1, first_row, num_rows)
+            yield WorkUnit(file, start, group + 1, first_row, num_rows, num_rows)
             start, first_row, num_rows = group + 1, first_row + num_rows, 0
 
 
 def read_parquet_unit(unit: WorkUnit, columns: tuple[str, ...]) -> pl.DataFrame:
-    """The wanted columns of a range of row groups."""
+    """The wanted columns of a range of row groups, those that the file's form gives a constant among them."""
+    constants = [pl.lit(value, pl.String).alias(name) for name, value in unit.file.form.constants if name in columns]
+    absent = {name for name, _ in unit.file.form.constants}
+    present = [name for name in columns if name not in absent]
     try:
         with pq.ParquetFile(unit.file.path) as source:
-            table = source.read_row_groups(range(unit.start, unit.stop), columns=list(columns), use_threads=False)
+            table = source.read_row_groups(range(unit.start, unit.stop), columns=present, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{unit.file.name}: unreadable Parquet, is it half-written? {_first_line(error)}") from None
-    frame = pl.from_arrow(table.select(columns), rechunk=True)
+    frame = pl.from_arrow(table.select(present), rechunk=True)
     assert isinstance(frame, pl.DataFrame)
-    return frame
+    return frame.with_columns(constants).select(columns)
 
 
 def check_types(file: RawFile, layout: LogLayout) -> None:
@@ -61,13 +64,16 @@ def check_types(file: RawFile, layout: LogLayout) -> None:
         (layout.item_id, pt.is_integer, "an integer"),
         (layout.timestamp, _either(number, pt.is_timestamp), "a number or a timestamp"),
         *((column, _either(pt.is_integer, pt.is_boolean), "an integer or a boolean") for column, _ in layout.flags),
+        *((action.column, number, "a number") for action in layout.ranges),
         (layout.watch_ms, number, "a number"),
+        (layout.watch_percent, number, "a number"),
         (layout.duration_ms, number, "a number"),
+        (layout.duration_s, number, "a number"),
         (layout.value, number, "a number"),
         (layout.surface, pt.is_integer, "an integer"),
     ]
     for column, accepts, expected in uses:
-        if column is not None and not accepts(schema.field(column).type):
+        if column in file.columns and not accepts(schema.field(column).type):
             found = schema.field(column).type
             raise DataError(f"{file.name}: column '{column}' has type {found}, expected {expected}")
 

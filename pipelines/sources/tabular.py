@@ -1,16 +1,19 @@
-"""Parquet and CSV logs of any shape, through the column mapping data.tabular."""
+"""Parquet, CSV and JSON lines logs of any shape, through the column mapping data.tabular."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 from features.config import DataConfig, FeaturesConfig, TabularMapping
 from features.config import SideTable as SideTableConfig
 from features.errors import DataError
-from pipelines.sources.csv_text import open_csv
-from pipelines.sources.parquet_rows import check_types, open_parquet
+from pipelines.sources.actions import ActionTable, NumberRange, with_actions
+from pipelines.sources.forms import open_file
+from pipelines.sources.parquet_rows import check_types
 from pipelines.sources.raw import (
-    EventTypes,
+    FileForm,
     LogLayout,
     RawFile,
     RawLogs,
@@ -39,7 +42,7 @@ def plan_tabular(data: DataConfig, features: FeaturesConfig) -> RawLogs:
     files = _find(data, mapping.pattern, side_paths)
     for file in files:
         require_columns(file, layout.columns, "data.tabular maps it")
-        if file.is_parquet:
+        if file.form.kind == "parquet":
             check_types(file, layout)
     return RawLogs(files, layout, TimeRange.of(data), users, items)
 
@@ -51,34 +54,48 @@ def tabular_layout(mapping: TabularMapping, features: FeaturesConfig) -> LogLayo
         DataError: an action of features.actions is not mapped, or a mapped one is not in features.actions.
     """
     columns = mapping.columns
-    bits = {name: bit for bit, name in enumerate(features.actions)}
-    by_column = bool(mapping.action_columns)
-    mapped = list(mapping.action_columns) if by_column else [name for name in mapping.action_values.values() if name]
-    key = "data.tabular.action_columns" if by_column else "data.tabular.action_values"
-    _same_actions(mapped, features.actions, key)
-    return LogLayout(
+    table = _action_table(mapping)
+    _same_actions(table.names, features.actions, _actions_key(mapping))
+    layout = LogLayout(
         user_id=columns.user_id,
         item_id=columns.item_id,
         timestamp=columns.timestamp,
         timestamp_unit=columns.timestamp_unit,
         decimals=True,
-        flags=tuple((column, bits[name]) for name, column in mapping.action_columns.items()),
-        event_types=None if by_column else _event_types(mapping, bits),
         watch_ms=columns.watch_ms,
+        watch_percent=columns.watch_percent,
         duration_ms=columns.duration_ms,
+        duration_s=columns.duration_s,
         value=columns.value,
         surface=columns.surface,
     )
+    return with_actions(layout, table, features.actions)
 
 
-def _event_types(mapping: TabularMapping, bits: dict[str, int]) -> EventTypes:
-    """The mask of each value; a value mapped to an empty name is an impression without an action."""
-    assert mapping.action_column is not None
-    masks = {value: 1 << bits[name] if name else 0 for value, name in mapping.action_values.items()}
-    return EventTypes(mapping.action_column, masks)
+def _action_table(mapping: TabularMapping) -> ActionTable:
+    return ActionTable(
+        flags=mapping.action_columns,
+        type_column=mapping.action_column,
+        types=mapping.action_values,
+        ranges={
+            name: NumberRange(
+                told.column,
+                -math.inf if told.min is None else told.min,
+                math.inf if told.max is None else told.max,
+            )
+            for name, told in mapping.action_ranges.items()
+        },
+    )
 
 
-def _same_actions(mapped: list[str], actions: tuple[str, ...], key: str) -> None:
+def _actions_key(mapping: TabularMapping) -> str:
+    """The setting that maps actions, for messages."""
+    if mapping.action_columns:
+        return "data.tabular.action_columns"
+    return "data.tabular.action_values" if mapping.action_column else "data.tabular.action_ranges"
+
+
+def _same_actions(mapped: tuple[str, ...], actions: tuple[str, ...], key: str) -> None:
     unknown = [name for name in mapped if name not in actions]
     if unknown:
         raise DataError(f"{key}: '{unknown[0]}' is not in features.actions")
@@ -94,7 +111,7 @@ def _side_table(root: Path, config: SideTableConfig | None, categories: tuple[st
         if name not in known:
             setting = f"data.tabular.{kind}s.features"
             raise DataError(f"features.{kind}_categories: '{name}' is not in {setting}; map it or remove it")
-    files = () if config is None else (_open(root, root / config.path, 0),)
+    files = () if config is None else (_open(root, root / config.path, 0, _side_form(config.path)),)
     table = SideTable(
         key="user_id" if kind == "user" else "item_id",
         key_column=key if config is None else config.key,
@@ -115,15 +132,36 @@ def _find(data: DataConfig, pattern: str, excluded: set[Path]) -> tuple[RawFile,
     ]
     if not paths:
         raise DataError(f"{root}: no file matches data.tabular.pattern '{pattern}'")
-    wrong = [path for path in sorted(paths) if path.suffix != f".{data.source}"]
+    expected = {f".{data.source}", Path(pattern).suffix}
+    wrong = [path for path in sorted(paths) if path.suffix not in expected]
     if wrong:
         raise DataError(f"{wrong[0]}: data.tabular.pattern '{pattern}' matches it, but data.source is {data.source}")
     paths.sort(key=lambda path: path.relative_to(root).as_posix())
-    return tuple(_open(root, path, rank) for rank, path in enumerate(paths))
+    form = _form(data)
+    return tuple(_open(root, path, rank, form) for rank, path in enumerate(paths))
 
 
-def _open(root: Path, path: Path, rank: int) -> RawFile:
+def _open(root: Path, path: Path, rank: int, form: FileForm) -> RawFile:
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.tabular)")
-    return (open_parquet if path.suffix == ".parquet" else open_csv)(path, name, rank)
+    return open_file(path, name, rank, form)
+
+
+def _form(data: DataConfig) -> FileForm:
+    assert data.source in ("csv", "jsonl", "parquet")
+    assert data.tabular is not None
+    mapping = data.tabular
+    return FileForm(
+        data.source,
+        separator=mapping.separator,
+        header=mapping.header,
+        encoding=mapping.encoding,
+        records=mapping.records,
+    )
+
+
+def _side_form(path: Path) -> FileForm:
+    """A side table has a header, and its name tells the kind."""
+    kinds: dict[str, Literal["csv", "jsonl", "parquet"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
+    return FileForm(kinds.get(path.suffix, "csv"))

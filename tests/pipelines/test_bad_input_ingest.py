@@ -100,7 +100,7 @@ def test_a_file_with_only_a_header_beside_others(
 def test_a_missing_column(write_log: Make, write_params: Make, refused: Refused) -> None:
     folder = write_log([], header="user_id,time_ms,is_click")
     assert refused(write_params(folder)) == (
-        f"{LOG}: column 'video_id' is missing (a KuaiRand log's columns and features.actions); found: user_id,"
+        f"{LOG}: column 'video_id' is missing (a column of KuaiRand's log); found: user_id,"
         " time_ms, is_click"
     )
 
@@ -212,15 +212,15 @@ def test_a_user_with_two_rows_of_features(
     write_log: Make, write_params: Make, log_line: Line, refused: Refused
 ) -> None:
     folder = write_log([log_line()])
-    (folder / "user_features_pure.csv").write_text("user_id,city\n1,x\n2,y\n1,z\n")
-    message = refused(write_params(folder, features={"user_categories": ["city"]}))
+    (folder / "user_features_pure.csv").write_text("user_id,register_days\n1,x\n2,y\n1,z\n")
+    message = refused(write_params(folder, features={"user_categories": ["register_days"]}))
     assert message == "user_features_pure.csv: user_id 1 has two rows, keep one of them"
 
 
 def test_a_side_table_of_bad_rows(write_log: Make, write_params: Make, log_line: Line, refused: Refused) -> None:
     folder = write_log([log_line()])
-    (folder / "user_features_pure.csv").write_text("user_id,city\nann,x\n2,y\n")
-    message = refused(write_params(folder, features={"user_categories": ["city"]}))
+    (folder / "user_features_pure.csv").write_text("user_id,register_days\nann,x\n2,y\n")
+    message = refused(write_params(folder, features={"user_categories": ["register_days"]}))
     assert message.startswith("user_features_pure.csv: 1 of 2 rows are bad (50.0 %")
     assert message.endswith("column 'user_id': not an integer; first in row 2: ann,x")
 

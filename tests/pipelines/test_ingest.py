@@ -22,7 +22,7 @@ from features.schema import EVENTS, side_table_schema
 from pipelines import day_files
 from pipelines import ingest as stage
 from pipelines.ingest import ingest
-from pipelines.sources import csv_text
+from pipelines.sources import lines
 from pipelines.sources.raw import RANK_SHIFT
 from pipelines.spill import SpillRef
 
@@ -109,8 +109,8 @@ def test_the_account_adds_up(
 ) -> None:
     write_log(many_lines(log_line, 1), "log_standard_4_08_to_4_21_pure.csv")
     folder = write_log([*many_lines(log_line, 2), "", "1"])
-    (folder / "user_features_pure.csv").write_text("user_id,city\n2,y\n-3,z\n4,w\n")
-    params = write_params(folder, data={"max_quarantine_ratio": 0.5}, features={"user_categories": ["city"]})
+    (folder / "user_features_pure.csv").write_text("user_id,register_days\n2,y\n-3,z\n4,w\n")
+    params = write_params(folder, data={"max_quarantine_ratio": 0.5}, features={"user_categories": ["register_days"]})
     out = run(params)
     stats = read_json(out / "events" / "stats.json")
     assert stats["files"] == [
@@ -171,7 +171,7 @@ def test_the_same_bytes_whatever_the_workers_the_pieces_and_the_order_of_the_fil
     for name in reversed(names):
         write_log(logs[name], name)
     second = digests(run(write_params(folder, pipelines={"num_workers": 2, "rows_per_unit": 7}), "second"))
-    monkeypatch.setattr(csv_text, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(lines, "UNIT_BYTES", 1000)
     third = digests(run(write_params(folder, pipelines={"num_workers": 2}), "third"))
     assert len(first) == 4 + 4
     assert first == second
@@ -188,7 +188,7 @@ def test_a_large_day_is_written_in_parts(
     max_sorted_rows: int,
     sorted_whole: bool,
 ) -> None:
-    monkeypatch.setattr(csv_text, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(lines, "UNIT_BYTES", 1000)
     monkeypatch.setattr(day_files, "ROWS_PER_FILE", 25)
     monkeypatch.setattr(day_files, "MAX_SORTED_ROWS", max_sorted_rows)
     out = run(write_params(write_log([log_line(time_ms=FIRST_MS + n * 77 % 1000) for n in range(101)])))

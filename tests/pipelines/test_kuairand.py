@@ -10,12 +10,12 @@ import pytest
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
-from pipelines.sources.kuairand import ITEM_CATEGORIES, plan_kuairand
-from pipelines.sources.plan import plan_units
+from pipelines.sources.plan import plan_logs, plan_units
 from pipelines.sources.raw import RANK_SHIFT, RawLogs, SideTable, TimeRange
 from pipelines.sources.read import read_unit
 from pipelines.sources.side_tables import read_side_table
 
+ITEM_CATEGORIES = ("author", "upload_type", "video_type", "music", "music_type", "tag", "tag_2")
 USER_COLUMNS = (
     "user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,follow_user_num,follow_user_num_range,"
     "fans_user_num,fans_user_num_range,friend_user_num,friend_user_num_range,register_days,register_days_range,"
@@ -24,7 +24,7 @@ USER_COLUMNS = (
 
 
 def plan(params: Path) -> RawLogs:
-    return plan_kuairand(DataConfig.load(params), FeaturesConfig.load(params))
+    return plan_logs(DataConfig.load(params), FeaturesConfig.load(params))
 
 
 def read_all(params: Path) -> pl.DataFrame:
@@ -139,12 +139,11 @@ def test_side_tables_that_nothing_needs_may_be_missing(
         ),
         (
             {"item_categories": ["genre"]},
-            "features.item_categories: 'genre' is unknown, KuaiRand has author, upload_type, video_type, music",
+            "features.item_categories: 'genre' is unknown, the dataset has author, upload_type, video_type, music",
         ),
         (
             {"actions": ["is_shared"], "streams": {"consumption": "all"}},
-            "log_standard_4_22_to_5_08_pure.csv: column 'is_shared' is missing (a KuaiRand log's columns and "
-            "features.actions); found: user_id, video_id, date, hourmin, time_ms, is_click, is_like, is_follow, ...",
+            "features.actions: 'is_shared' is unknown, KuaiRand has is_click, is_like, is_follow, is_comment, is_forward",
         ),
     ],
 )

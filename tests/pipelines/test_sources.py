@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from features.schema import EVENTS
 from pipelines.sources import csv_text
+from pipelines.sources import lines as lines_module
 from pipelines.sources.checks import MAX_ID, check_rows
-from pipelines.sources.csv_text import LINE, line_texts, open_csv, plan_csv
-from pipelines.sources.raw import RANK_SHIFT, EventTypes, LogLayout, RawRows, TimeRange
+from pipelines.sources.csv_text import open_csv
+from pipelines.sources.lines import LINE, line_texts, plan_lines
+from pipelines.sources.raw import RANK_SHIFT, EventTypes, FileForm, LogLayout, RawRows, TimeRange
 from pipelines.sources.read import events_table, read_unit
 
 TIMES = TimeRange(946_684_800_000, 4_102_444_800_000, "2000-01-01..2100-01-01")
 NOW_MS = 1_650_600_000_000
+CSV = FileForm("csv")
 LAYOUT = LogLayout(
     user_id="user",
     item_id="item",
@@ -40,8 +43,8 @@ GOOD = f"1,2,{NOW_MS},1,1,30,40,5,0"
 def read_text(path: Path, text: str | bytes, rank: int = 0, layout: LogLayout = LAYOUT) -> RawRows:
     """All pieces of a file with this text, put together."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    file = open_csv(path, path.name, rank)
-    pieces = [read_unit(unit, layout, TIMES) for unit in plan_csv(file)]
+    file = open_csv(path, path.name, rank, CSV)
+    pieces = [read_unit(unit, layout, TIMES) for unit in plan_lines(file)]
     return RawRows(
         pl.concat(piece.events for piece in pieces),
         pl.concat(piece.quarantine for piece in pieces),
@@ -156,7 +159,7 @@ def test_a_file_of_a_header_has_no_units(tmp_path: Path) -> None:
     for text in (HEADER, f"{HEADER}\n"):
         path = tmp_path / "log.csv"
         path.write_text(text)
-        assert list(plan_csv(open_csv(path, "log.csv", 0))) == []
+        assert list(plan_lines(open_csv(path, "log.csv", 0, CSV))) == []
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_a_bad_header_is_refused(tmp_path: Path, content: bytes, message: str) -
     path = tmp_path / "log.csv"
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
-        open_csv(path, "log.csv", 0)
+        open_csv(path, "log.csv", 0, CSV)
     assert str(error.value) == message
 
 
@@ -194,9 +197,9 @@ def test_cuts_change_nothing(
     text = "\n".join([HEADER, GOOD, *lines]) + "\n"
     whole = read_text(path, text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_text, "UNIT_BYTES", unit_bytes)
-        patch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
-        units = list(plan_csv(open_csv(path, "log.csv", 0)))
+        patch.setattr(lines_module, "UNIT_BYTES", unit_bytes)
+        patch.setattr(lines_module, "BLOCK_BYTES", block_bytes)
+        units = list(plan_lines(open_csv(path, "log.csv", 0, CSV)))
         cut = read_text(path, text)
     assert cut.events.equals(whole.events)
     assert cut.quarantine.equals(whole.quarantine)
@@ -216,11 +219,11 @@ def test_line_by_line_reading_is_the_csv_module_s(
     with path.open("w", newline="") as sink:
         writer = csv.writer(sink, lineterminator="\n")
         writer.writerows([["a", "b", "c"], *rows])
-    file = open_csv(path, "log.csv", 0)
+    file = open_csv(path, "log.csv", 0, CSV)
     dtypes: dict[str, pl.DataType] = dict.fromkeys("abc", pl.String())
     data = path.read_bytes().split(b"\n", 1)[1]
     fast = csv_text._parse(data, file.columns, dtypes)
-    slow = csv_text._split_fields(data, 0, file.columns, wanted=tuple("abc"))
+    slow = csv_text._split_fields(data, file.columns, tuple("abc"))
     expected = [tuple(value or None for value in row) for row in rows]
     assert slow.frame.select("a", "b", "c").rows() == expected
     assert fast is None or fast.select("a", "b", "c").rows() == expected
@@ -239,8 +242,8 @@ def test_counting_commas_splits_as_the_csv_module_does(lines: list[str], ended: 
     if not data:
         return
     columns = ("a", "b", "c")
-    counted = csv_text._count_fields(data, 0, columns, wanted=columns)
-    split = csv_text._split_fields(data, 0, columns, wanted=columns)
+    counted = csv_text._count_fields(data, columns, columns)
+    split = csv_text._split_fields(data, columns, columns)
     assert counted is not None
     assert counted.frame.select(LINE, *columns).equals(split.frame.select(LINE, *columns))
     assert counted.faults.equals(split.faults)
@@ -284,7 +287,7 @@ def test_event_types_become_masks(tmp_path: Path) -> None:
 def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text(f"{HEADER}\n{GOOD}\n{GOOD}\n")
-    (unit,) = plan_csv(open_csv(path, path.name, 0))
+    (unit,) = plan_lines(open_csv(path, path.name, 0, CSV))
     path.write_text(f"{HEADER}\n{GOOD}\n")
     message = r"^log\.csv: 2 rows were counted from row 0 on, but 1 were read; did the file change meanwhile\?"
     with pytest.raises(DataError, match=message):
