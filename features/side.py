@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from features.id_index import IdIndex
 from features.vocabulary import VocabularySet
 
 
@@ -24,11 +26,19 @@ class SideCodes:
 
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, ...]:
         """One int32 array per category, 0 for an id without a row in the side table."""
+        if not self.codes:
+            return ()
+        position = self._index.find(ids)
+        found = position >= 0
+        if found.all():
+            return tuple(codes.take(position) for codes in self.codes)
         if len(self.ids) == 0:
             return tuple(np.zeros(len(ids), np.int32) for _ in self.codes)
-        position = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        found = self.ids[position] == ids
-        return tuple(np.where(found, codes[position], np.int32(0)) for codes in self.codes)
+        return tuple(np.where(found, codes.take(position), np.int32(0)) for codes in self.codes)
+
+    @cached_property
+    def _index(self) -> IdIndex:
+        return IdIndex.of(self.ids)
 
 
 def encode_side_table(table: pa.Table, key: str, categories: tuple[str, ...], vocabularies: VocabularySet) -> SideCodes:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from features.errors import DataError
 from features.files import read_json, write_json
+from features.id_index import IdIndex
 from features.schema import check_schema
 
 PADDING, UNKNOWN, FIRST_KEY = 0, 1, 2
@@ -55,11 +56,19 @@ class Vocabulary:
 
     def lookup(self, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(N,) int32 rows of raw values: null -> 0, unknown -> 1."""
-        position = pc.index_in(values.cast(self.keys.type), value_set=self.keys)
-        rows = pc.fill_null(pc.add(position, FIRST_KEY), UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int32)
+        if pa.types.is_integer(self.keys.type):
+            ids = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+            rows = self._index.find(ids) + np.int32(FIRST_KEY)  # what is not found, at -1, becomes UNKNOWN
+        else:
+            position = pc.index_in(values.cast(self.keys.type), value_set=self.keys)
+            rows = pc.fill_null(pc.add(position, FIRST_KEY), UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int32)
         if values.null_count:
             rows[values.is_null().to_numpy(zero_copy_only=False)] = PADDING
         return rows
+
+    @cached_property
+    def _index(self) -> IdIndex:
+        return IdIndex.of(self.keys.to_numpy())
 
     def to_table(self) -> pa.Table:
         """Schema `vocabulary_schema`."""
