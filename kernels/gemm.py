@@ -99,6 +99,5 @@ def project_uvqk(
 def _product(x: Matrix, weight: Matrix) -> Tensor:
     if isinstance(x, QuantisedRows) != isinstance(weight, QuantisedRows):
         raise ValueError("x and weight are quantised together or not at all")
-    if isinstance(x, QuantisedRows):
-        x, weight = x.dequantised(), weight.dequantised()
-    return x @ weight.T if x.dtype == torch.float64 else x.float() @ weight.float().T
+    a, b = (y.dequantised() if isinstance(y, QuantisedRows) else y for y in (x, weight))
+    return a @ b.T if a.dtype == torch.float64 else a.float() @ b.float().T

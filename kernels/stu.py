@@ -9,7 +9,7 @@ Z + Y
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -106,7 +106,8 @@ def stu_layer(
         return stu_layer_triton(z_TD, weights, plan, settings, seed=seed)
     if settings.gemm != "full":
         raise NotImplementedError('impl "reference" multiplies in the tokens\' dtype; gemm "fp8" needs "triton"')
-    return z_TD + _output(z_TD, weights, plan, settings)
+    rounded = STUWeights(*(getattr(weights, field.name).to(z_TD.dtype) for field in fields(STUWeights)))
+    return z_TD + _output(z_TD, rounded, plan, settings)
 
 
 def _output(z_TD: Tensor, weights: STUWeights, plan: AttentionPlan, settings: STUSettings) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from torch import Tensor
 
-from kernels import split_jagged, truncate_jagged
+from kernels import AttentionPlan, split_jagged, truncate_jagged
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,24 @@ class TokenSequence:
         offsets_B1: (B + 1,) int64.
         num_contextual: contextual tokens of every request.
         num_candidates_B: (B,) int64.
+        plan: the same for attention; layers that see the same tokens share it.
     """
 
     values_TD: Tensor
     offsets_B1: Tensor
     num_contextual: int
     num_candidates_B: Tensor
+    plan: AttentionPlan = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        plan = AttentionPlan(self.offsets_B1, self.num_candidates_B, self.num_contextual, self.values_TD.shape[0])
+        object.__setattr__(self, "plan", plan)
 
     def with_values(self, values_TD: Tensor) -> Self:
-        """The same layout with other values."""
-        return replace(self, values_TD=values_TD)
+        """The same layout, and the same plan, with other values."""
+        other = replace(self, values_TD=values_TD)
+        object.__setattr__(other, "plan", self.plan)
+        return other
 
     def truncated(self, keep: int) -> Self:
         """Only the newest `keep` history tokens of each request, with all contextual tokens and candidates."""

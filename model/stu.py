@@ -3,7 +3,7 @@
     X = LayerNorm(Z)                              (T, D)
     U, V, Q, K = SiLU(X W1 + b1)                  (T, H V), (T, H V), (T, H A), (T, H A)
     A = (SiLU(alpha Q K^T) * M) V / max_length    (T, H V)
-    Y = Dropout((LayerNorm(A) * U) W2)            (T, D)
+    Y = Dropout(LayerNorm(A) * U) W2              (T, D)
     Z = Y + Z
 
 No bias in W2 (the residual takes its place), no feed-forward block, and no position bias in the attention, for
@@ -19,10 +19,12 @@ that `norm_epsilon` means the same for tokens and for attention, whatever the st
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn.functional import silu
+from typing import Literal
 
-from kernels import AttentionMask, hstu_attention
+import torch
+from torch import nn
+
+from kernels import AttentionMask, GatedNorm, STUSettings, STUWeights, stu_layer
 from model.config import ModelConfig, StreamConfig
 from model.sequence import TokenSequence
 
@@ -37,6 +39,7 @@ class STULayer(nn.Module):
         self.scale = 1.0 / stream.max_length
         self.mask = AttentionMask(stream.local_window, stream.global_window, config.global_axis)
         self.impl = config.impl
+        self.gemm: Literal["full", "fp8"] = "fp8" if config.gemm == "fp8" else "full"
         total_v, total_qk = config.num_heads * config.v_dim, config.num_heads * config.qk_dim
         self.sizes = (total_v, total_v, total_qk, total_qk)
         self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
@@ -47,25 +50,40 @@ class STULayer(nn.Module):
 
     def forward(self, sequence: TokenSequence) -> TokenSequence:
         """Z to Y + Z."""
-        u_TE, v_TE, q_TE, k_TE = silu(self.uvqk(self.input_norm(sequence.values_TD))).split(self.sizes, dim=1)
-        attention_TE = self._attend(q_TE, k_TE, v_TE, sequence=sequence)
-        y_TD = self.dropout(self.output(self.attention_norm(attention_TE) * u_TE))
-        return sequence.with_values(y_TD + sequence.values_TD)
+        drops = self.training and self.dropout.p > 0
+        values_TD = stu_layer(
+            sequence.values_TD,
+            self._weights(),
+            sequence.plan,
+            self._settings(dropout=self.dropout.p if drops else 0.0),
+            impl=self.impl,
+            seed=int(torch.randint(1 << 31, ())) if drops and self.impl == "triton" else 0,
+        )
+        return sequence.with_values(values_TD)
 
-    def _attend(self, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence) -> Tensor:
-        attention_THV = hstu_attention(
-            q_TE.unflatten(1, (self.num_heads, self.qk_dim)),
-            k_TE.unflatten(1, (self.num_heads, self.qk_dim)),
-            v_TE.unflatten(1, (self.num_heads, self.v_dim)),
-            offsets_B1=sequence.offsets_B1,
-            num_contextual=sequence.num_contextual,
-            num_candidates_B=sequence.num_candidates_B,
-            mask=self.mask,
+    def _settings(self, *, dropout: float) -> STUSettings:
+        return STUSettings(
+            num_heads=self.num_heads,
+            qk_dim=self.qk_dim,
+            v_dim=self.v_dim,
             alpha=self.alpha,
             scale=self.scale,
-            impl=self.impl,
+            mask=self.mask,
+            epsilon=self.input_norm.eps,
+            gate=GatedNorm(self.attention_norm.eps, dropout=dropout),
+            gemm=self.gemm,
         )
-        return attention_THV.flatten(1)
+
+    def _weights(self) -> STUWeights:
+        return STUWeights(
+            norm_weight_D=self.input_norm.weight,
+            norm_bias_D=self.input_norm.bias,
+            uvqk_weight_ND=self.uvqk.weight,
+            uvqk_bias_N=self.uvqk.bias,
+            gate_weight_E=self.attention_norm.weight,
+            gate_bias_E=self.attention_norm.bias,
+            output_weight_DE=self.output.weight,
+        )
 
 
 class STUStack(nn.Module):

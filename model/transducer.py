@@ -23,6 +23,7 @@ class HSTUTransducer(nn.Module):
     def __init__(self, config: ModelConfig, stream: StreamConfig) -> None:
         super().__init__()
         self.max_length = stream.max_length
+        self.rounded = config.compute == "bf16"
         self.stack = STUStack(config, stream)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
 
@@ -38,7 +39,7 @@ class HSTUTransducer(nn.Module):
         parts = (contextual, history, candidates)
         values_TD, offsets_B1 = concat_jagged([p.values_TD for p in parts], [p.offsets_B1 for p in parts])
         return TokenSequence(
-            values_TD=values_TD,
+            values_TD=values_TD.to(torch.bfloat16) if self.rounded else values_TD,
             offsets_B1=offsets_B1,
             num_contextual=contextual.values_TD.shape[0] // max(length_B.numel(), 1),
             num_candidates_B=candidates.offsets_B1.diff(),
@@ -46,7 +47,7 @@ class HSTUTransducer(nn.Module):
 
     def postprocess(self, sequence: TokenSequence) -> Tensor:
         """The candidates' tokens, normalised."""
-        return self.norm(sequence.candidates())
+        return self.norm(sequence.candidates().to(self.norm.weight.dtype))
 
 
 def make_encoder(config: ModelConfig, stream: StreamConfig) -> nn.Module:

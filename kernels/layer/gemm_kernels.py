@@ -11,6 +11,8 @@ that the weight stays in the cache, and loads the next tile's blocks while it st
 import triton
 import triton.language as tl
 
+from kernels.hstu.rows import silu
+
 
 @triton.jit
 def load_tile(
@@ -49,7 +51,7 @@ def gemm_kernel(
     a_source, b_source, residual_source, out_source, pre_source, scale_a_ptr, scale_b_ptr, bias_ptr,
     M, N, K, stride_a, stride_b, stride_r, stride_o, stride_pre,
     SCALED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, PRE: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr, PROGRAMS: tl.constexpr,
+    FAST_TANH: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out, and with PRE what the activation gets."""
@@ -75,7 +77,7 @@ def gemm_kernel(
         if PRE:
             store_tile(pre_source, acc, row, column, M, N, stride_pre, BLOCK_M, BLOCK_N, TMA)
         if SILU:
-            acc = acc * tl.sigmoid(acc)
+            acc = silu(acc * 0.5, FAST_TANH)
         if RESIDUAL:
             acc += load_tile(residual_source, row, column, M, N, stride_r, BLOCK_M, BLOCK_N, TMA).to(tl.float32)
         store_tile(out_source, acc, row, column, M, N, stride_o, BLOCK_M, BLOCK_N, TMA)

@@ -41,16 +41,21 @@ _SMALL = GemmTiles(32, 32, 32, 4, 1)
 _HIP = GemmTiles(128, 128, 32, 8, 2)
 _CUDA_16 = GemmTiles(128, 256, 64, 8, 3)
 _CUDA_8 = GemmTiles(128, 256, 128, 8, 3)
+# A residual and a second output want shared memory of their own.
+_CUDA_16_WIDE = GemmTiles(128, 128, 64, 8, 4)
+_CUDA_8_WIDE = GemmTiles(128, 128, 128, 8, 4)
 _GROUP_M = 8
 
 
-def choose_gemm_tiles(*, dtype: torch.dtype, where: str) -> GemmTiles:
-    """The settings for operands of a dtype on a backend."""
+def choose_gemm_tiles(*, dtype: torch.dtype, where: str, wide: bool) -> GemmTiles:
+    """The settings for operands of a dtype on a backend; `wide` when there is a residual."""
     if where == "interpreter" or dtype == torch.float32:
         return _SMALL
     if where == "hip":
         return _HIP
-    return _CUDA_8 if dtype.itemsize == 1 else _CUDA_16
+    if dtype.itemsize == 1:
+        return _CUDA_8_WIDE if wide else _CUDA_8
+    return _CUDA_16_WIDE if wide else _CUDA_16
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,9 @@ def launch(x: Matrix, weight: Matrix, out: Tensor, epilogue: Epilogue, *, tiles:
     if num_rows == 0 or num_columns == 0:
         return
     where = backend()
-    tiles = tiles or choose_gemm_tiles(dtype=a.dtype, where=where)
+    tiles = tiles or choose_gemm_tiles(
+        dtype=a.dtype, where=where, wide=epilogue.residual is not None or epilogue.pre is not None
+    )
     matrices = (a, b, *(out if y is None else y for y in (epilogue.residual, out, epilogue.pre)))
     blocks = ((tiles.block_m, tiles.block_k), (tiles.block_n, tiles.block_k), *[(tiles.block_m, tiles.block_n)] * 3)
     tma = where == "cuda" and a.dtype != torch.float32 and all(_fits_descriptor(y) for y in matrices)
@@ -124,7 +131,7 @@ def launch(x: Matrix, weight: Matrix, out: Tensor, epilogue: Epilogue, *, tiles:
             num_rows, num_columns, depth, *(y.stride(0) for y in matrices),
             SCALED=isinstance(x, QuantisedRows), BIAS=epilogue.bias is not None,
             RESIDUAL=epilogue.residual is not None, SILU=epilogue.silu, PRE=epilogue.pre is not None,
-            PRECISION="ieee", TMA=tma, PROGRAMS=programs,
+            FAST_TANH=where == "cuda" and out.dtype != torch.float32, PRECISION="ieee", TMA=tma, PROGRAMS=programs,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=_GROUP_M,
             STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip

@@ -9,6 +9,8 @@ group. Statistics are never stored: whoever holds a row computes them again.
 import triton
 import triton.language as tl
 
+from kernels.hstu.rows import silu_and_slope
+
 # The largest number of float8 e4m3.
 FP8_MAX = tl.constexpr(448.0)
 
@@ -211,7 +213,7 @@ def quantise_rows_kernel(
 @triton.jit
 def silu_bwd_kernel(
     gradient_ptr, pre_ptr, dbias_ptr, num_rows, stride_g, stride_p, rows_per_program, num_columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FAST_TANH: tl.constexpr,
 ):  # fmt: skip
     """gradient *= SiLU'(pre) in place, of a block of columns, and its share of the columns' sums."""
     first = tl.program_id(0) * rows_per_program
@@ -223,8 +225,8 @@ def silu_bwd_kernel(
         inside = (rows < last) & (columns < num_columns)
         pre = tl.load(pre_ptr + rows * stride_p + columns, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(gradient_ptr + rows * stride_g + columns, mask=inside, other=0.0).to(tl.float32)
-        sigmoid = tl.sigmoid(pre)
-        gradient = gradient * sigmoid * (1.0 + pre * (1.0 - sigmoid))
+        _, slope = silu_and_slope(pre * 0.5, FAST_TANH)
+        gradient = gradient * slope
         tl.store(gradient_ptr + rows * stride_g + columns, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)
         total += tl.sum(gradient, axis=0, keep_dims=True)
     tl.store(dbias_ptr + tl.program_id(0) * num_columns + columns, total, mask=columns < num_columns)

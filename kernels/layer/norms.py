@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.hstu.function import backend
 from kernels.layer.norm_kernels import (
     gated_norm_bwd_kernel,
     gated_norm_fwd_kernel,
@@ -22,10 +23,10 @@ from kernels.norm import FP8, GatedNorm, QuantisedRows
 
 # Elements that a warp holds at once, and rows that a program holds at most; backward kernels hold more tensors.
 _ELEMENTS_PER_WARP = 1024
-_FORWARD_ROWS, _BACKWARD_ROWS = 4, 2
+_FORWARD_ROWS, _LAYER_NORM_BACKWARD_ROWS, _GATED_BACKWARD_ROWS = 4, 1, 2
 _MAX_COLUMNS = 8192
-# Programs of a backward kernel; each leaves one row of partial sums.
-_BACKWARD_PROGRAMS = 132 * 8
+# Rows of a backward kernel that run at once; each program leaves one row of partial sums.
+_BACKWARD_ROWS_AT_ONCE = 132 * 16
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None
 ) -> NormGradients:
     """Gradients of LayerNorm; `residual` is added to the input's."""
-    tiles = RowTiles.of(x.shape[1], rows=_BACKWARD_ROWS)
+    tiles = RowTiles.of(x.shape[1], rows=_LAYER_NORM_BACKWARD_ROWS)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     programs, rows_per_program = _backward_grid(len(x), tiles.rows)
     dweight, dbias = (torch.zeros(programs, x.shape[1], device=x.device) for _ in range(2))
@@ -205,7 +206,7 @@ def gated_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Writes `target`; returns the gradients of weight and bias."""
     a, u = inputs.a, inputs.u
-    tiles = RowTiles.of(a.shape[1], settings.num_groups, rows=_BACKWARD_ROWS)
+    tiles = RowTiles.of(a.shape[1], settings.num_groups, rows=_GATED_BACKWARD_ROWS)
     programs, rows_per_program = _backward_grid(len(a), tiles.rows)
     dweight, dbias = (torch.zeros(programs, a.shape[1], device=a.device) for _ in range(2))
     if a.numel() > 0:
@@ -237,7 +238,8 @@ class _GatedNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = GatedInputs(*ctx.saved_tensors, ctx.seed)
+        a, u, weight, bias = ctx.saved_tensors
+        inputs = GatedInputs(a, u, weight, bias, ctx.seed)
         target = GatedGradients(torch.empty_like(inputs.a), torch.empty_like(inputs.u), torch.empty_like(inputs.u))
         dweight, dbias = gated_norm_backward(_rows(grads[0]), inputs, ctx.settings, target)
         return target.a, target.u, dweight, dbias, None, None
@@ -254,13 +256,14 @@ def silu_backward_(gradient_TN: Tensor, pre_TN: Tensor) -> Tensor:
             silu_bwd_kernel[(programs, triton.cdiv(num_columns, columns))](
                 gradient_TN, pre_TN, total, num_rows, gradient_TN.stride(0), pre_TN.stride(0), rows_per_program,
                 num_columns, ROWS=rows, COLUMNS=columns, num_warps=4,
+                FAST_TANH=backend() == "cuda" and gradient_TN.dtype != torch.float32,
             )  # fmt: skip
     return total.sum(0)
 
 
 def _backward_grid(num_rows: int, rows: int) -> tuple[int, int]:
     """Programs, and the rows of each: a multiple of a tile's."""
-    programs = max(1, min(triton.cdiv(num_rows, rows), _BACKWARD_PROGRAMS))
+    programs = max(1, min(triton.cdiv(num_rows, rows), _BACKWARD_ROWS_AT_ONCE // rows))
     return programs, triton.cdiv(triton.cdiv(num_rows, programs), rows) * rows
 
 

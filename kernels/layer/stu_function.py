@@ -56,7 +56,7 @@ class _STULayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, layer: _Layer, *parameters: Tensor) -> Tensor:
         weights = _rounded(STUWeights(*parameters), z.dtype)
-        projections = _project(z, weights, layer.settings, keep_pre=False)
+        projections = _project(z, _normal(z, weights, layer.settings), weights, layer.settings, keep_pre=False)
         q, k, v = layer.heads(projections.vqk_TN)
         check_supported(q, k, v)
         attention = attention_forward(q, k, v, layer.problem()).flatten(1)
@@ -80,7 +80,9 @@ class _STULayer(torch.autograd.Function):
         dgate = norms.gated_norm_backward(dz @ weights.output_weight_DE, inputs, settings.gate, target)
         doutput = dz.T @ target.y
 
-        projections = _project(z, weights, settings, keep_pre=True)
+        normal = norms.layer_norm_forward(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
+        operand = _normal(z, weights, settings) if settings.gemm == "fp8" else normal
+        projections = _project(z, operand, weights, settings, keep_pre=True)
         q, k, v = layer.heads(projections.vqk_TN)
         do = target.a.unflatten(1, (settings.num_heads, settings.v_dim))
         attention_backward((q, k, v), do, layer.heads(dvqk), layer.problem())
@@ -89,9 +91,8 @@ class _STULayer(torch.autograd.Function):
         assert projections.pre_TN is not None
         dbias = norms.silu_backward_(buffer, projections.pre_TN)
         del projections
-        normal = norms.layer_norm_forward(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
         duvqk = buffer.T @ normal
-        del normal
+        del normal, operand
         dnorm = norms.layer_norm_backward(
             buffer @ weights.uvqk_weight_ND, z, weights.norm_weight_D, settings.epsilon, residual=dz
         )
@@ -113,15 +114,16 @@ def _rounded(weights: STUWeights, dtype: torch.dtype) -> STUWeights:
     )
 
 
-def _project(z: Tensor, weights: STUWeights, settings: STUSettings, *, keep_pre: bool) -> Projections:
-    normal: Matrix
-    weight: Matrix
+def _normal(z: Tensor, weights: STUWeights, settings: STUSettings) -> Matrix:
+    """LayerNorm(z), in what the projection multiplies."""
+    norm = norms.layer_norm_quantised if settings.gemm == "fp8" else norms.layer_norm_forward
+    return norm(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
+
+
+def _project(z: Tensor, normal: Matrix, weights: STUWeights, settings: STUSettings, *, keep_pre: bool) -> Projections:
+    weight: Matrix = weights.uvqk_weight_ND
     if settings.gemm == "fp8":
-        normal = norms.layer_norm_quantised(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
         weight = norms.quantise_rows(weights.uvqk_weight_ND)
-    else:
-        normal = norms.layer_norm_forward(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
-        weight = weights.uvqk_weight_ND
     return gemms.project_uvqk(
         normal, weight, weights.uvqk_bias_N, num_gates=settings.sizes[0], dtype=z.dtype, keep_pre=keep_pre
     )

@@ -141,13 +141,14 @@ def check_work_lists(device):
         queries = query_items(plan, mask, block=16, chunk=32, slot_elements=few_slots)
         keys = key_items(plan, mask, 16)
         starts = arguments["offsets_B1"].tolist()
-        for work, parts in ((queries, True), (keys, False)):
+        for work in (queries, keys):
             items = [x for x in work.items_I[: int(work.counts[0])].tolist() if x[0] >= 0]
             seen = {}
             for start, length, history_end, first, end_row, lo, hi, slot, query_start in items:
                 request = max(b for b, x in enumerate(starts[:-1]) if x == start and starts[b + 1] - x == length)
-                assert query_start == start and history_end == length - counts[request][1], "another request's extent"
-                assert slot < work.num_slots and (slot >= 0) == ((lo, hi) != (0, length)), "a part without a slot"
+                assert (query_start, history_end) == (start, length - counts[request][1]), "another extent"
+                assert slot < work.num_slots
+                assert (slot >= 0) == ((lo, hi) != (0, length)), "a part without a slot"
                 for row in range(first, end_row):
                     seen.setdefault(start + row, []).append((lo, hi))
             assert sorted(seen) == list(range(plan.total)), "rows are missing or of another request"
