@@ -10,6 +10,7 @@ from features.errors import DataError
 from features.spec import CategoricalField
 
 _MAX_INTENSITY_SIZE = 256
+_MS_PER_HOUR = 3_600_000
 _NUM_DURATION_CODES = 64
 _NUM_GAP_CODES = 32
 _SIZES = {"hour": 25, "weekday": 8, "duration": _NUM_DURATION_CODES, "gap": _NUM_GAP_CODES}
@@ -48,32 +49,48 @@ def encode_intensity(
     Returns:
         (N,) uint8 codes as in the data contract.
     """
-    watch_bucket = np.searchsorted(config.watch_ms_edges, watch_ms, side="right")
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = watch_ms / duration_ms
-    known_ratio = np.isfinite(ratio)
-    ratio_bucket = np.where(
-        known_ratio,
-        np.searchsorted(config.watch_ratio_edges, np.where(known_ratio, ratio, 0.0), side="right"),
-        len(config.watch_ratio_edges) + 1,
-    )
-    codes = np.where(np.isnan(watch_ms), 0, 1 + ratio_bucket * (len(config.watch_ms_edges) + 1) + watch_bucket)
+    unknown_ratio = ~np.isfinite(ratio)
+    codes = _buckets(ratio, config.watch_ratio_edges)
+    codes[unknown_ratio] = len(config.watch_ratio_edges) + 1
+    codes *= np.uint8(len(config.watch_ms_edges) + 1)
+    codes += _buckets(watch_ms, config.watch_ms_edges)
+    codes += np.uint8(1)
+    unknown_watch = np.isnan(watch_ms)
+    codes[unknown_watch] = 0
     if config.value_edges:
-        by_value = np.isnan(watch_ms) & ~np.isnan(value)
-        value_bucket = np.searchsorted(config.value_edges, value, side="right")
-        codes = np.where(by_value, 1 + _num_watch_codes(config) + value_bucket, codes)
-    return codes.astype(np.uint8)
+        by_value = unknown_watch & ~np.isnan(value)
+        codes[by_value] = 1 + _num_watch_codes(config) + _buckets(value[by_value], config.value_edges)
+    return codes
+
+
+def _buckets(values: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
+    """(N,) uint8 number of edges at or below each value, 0 for NaN; of few edges comparing beats searching."""
+    buckets = np.zeros(len(values), np.uint8)
+    for edge in edges:
+        buckets += (values >= edge).view(np.uint8)
+    return buckets
 
 
 def encode_hour(timestamp_ms: np.ndarray, timezone: str) -> np.ndarray:
     """1 + local hour of day, uint8."""
-    return (1 + local_ms(timestamp_ms, timezone) % MS_PER_DAY // 3_600_000).astype(np.uint8)
+    return encode_clock(timestamp_ms, timezone)[0]
 
 
 def encode_weekday(timestamp_ms: np.ndarray, timezone: str) -> np.ndarray:
     """1 for Monday to 7 for Sunday, local, uint8."""
-    days = local_ms(timestamp_ms, timezone) // MS_PER_DAY
-    return (1 + (days + 3) % 7).astype(np.uint8)  # 1970-01-01 was a Thursday
+    return encode_clock(timestamp_ms, timezone)[1]
+
+
+def encode_clock(timestamp_ms: np.ndarray, timezone: str) -> tuple[np.ndarray, np.ndarray]:
+    """The codes of hour and weekday."""
+    local = local_ms(timestamp_ms, timezone)
+    days = local // MS_PER_DAY
+    hour = (local - days * MS_PER_DAY) // _MS_PER_HOUR
+    since_monday = days + 3  # 1970-01-01 was a Thursday
+    weekday = since_monday - since_monday // 7 * 7  # numpy divides by a constant far faster than it takes remainders
+    return hour.astype(np.uint8) + np.uint8(1), weekday.astype(np.uint8) + np.uint8(1)
 
 
 def encode_duration(duration_ms: np.ndarray) -> np.ndarray:
@@ -88,18 +105,27 @@ def encode_gap(timestamp_ms: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         timestamp_ms: (N,) newest first within each user.
         offsets: (U + 1,) rows of each user.
     """
-    gap_ms = np.full(len(timestamp_ms), np.nan)
-    gap_ms[:-1] = timestamp_ms[:-1] - timestamp_ms[1:]
+    codes = np.zeros(len(timestamp_ms), np.uint8)
+    codes[:-1] = _log_code(timestamp_ms[:-1] - timestamp_ms[1:], 1.0, _NUM_GAP_CODES)
     ends = offsets[1:][np.diff(offsets) > 0]
-    gap_ms[ends - 1] = np.nan
-    return _log_code(gap_ms, 1.0, _NUM_GAP_CODES)
+    codes[ends - 1] = 0
+    return codes
 
 
 def _log_code(milliseconds: np.ndarray, steps_per_octave: float, num_codes: int) -> np.ndarray:
-    known = ~np.isnan(milliseconds)
-    seconds = np.where(known, milliseconds, 0.0) / 1000.0
-    code = 1 + np.floor(steps_per_octave * np.log2(1.0 + seconds))
-    return np.where(known, np.minimum(code, num_codes - 1), 0).astype(np.uint8)
+    """1 + floor(steps x log2(1 + seconds)), at most the last code; 0 where that is no number."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seconds = milliseconds / 1000.0
+        seconds += 1.0
+        steps = np.log2(seconds, out=seconds)
+        steps *= steps_per_octave
+        np.minimum(steps, num_codes - 2, out=steps)
+        codes = steps.astype(np.uint8)
+    codes += np.uint8(1)
+    unknown = np.isnan(steps)
+    if unknown.any():
+        codes[unknown] = 0
+    return codes
 
 
 def context_fields(names: tuple[str, ...], num_surfaces: int) -> tuple[CategoricalField, ...]:

@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.columns import one_array, take_rows
 from features.hashing import mix64
+
+_DIGIT = np.uint64(1 << 16)
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,22 @@ def newest_first(events: pa.Table) -> Order:
 
     Rows equal in everything but source_order are one event; the smallest source_order stays.
     """
-    events = events.combine_chunks()
     if events.num_rows == 0:
         return Order(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64), 0)
-    user_ids, ranks = _ranked(events.column("user_id").chunk(0))
-    age = _ages(events.column("timestamp_ms").to_numpy(), max_bits=64 - (len(user_ids) - 1).bit_length())
-    key_bits = int(age.max()).bit_length()
-    rows, keys = _sort((ranks << np.uint64(key_bits)) | age, events.column("source_order").to_numpy())
-    kept = ~_duplicates(events, rows, keys)
-    counts = np.bincount((keys[kept] >> np.uint64(key_bits)).astype(np.int64), minlength=len(user_ids))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Order(rows[kept], user_ids, offsets, len(rows) - int(kept.sum()))
+    user_ids, ranks = _ranked(one_array(events.column("user_id")))
+    timestamp_ms, source_order = (
+        one_array(events.column(name)).to_numpy() for name in ("timestamp_ms", "source_order")
+    )
+    rows = _sort(ranks, timestamp_ms, source_order)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(ranks, minlength=len(user_ids)))])
+    times = timestamp_ms.take(rows)
+    tied = times[1:] == times[:-1]
+    tied[offsets[1:-1] - 1] = False  # the last event of a user and the first of the next
+    duplicates = _duplicates(events, rows, tied)
+    if len(duplicates):
+        rows = np.delete(rows, duplicates)
+        offsets = offsets - np.searchsorted(duplicates, offsets)
+    return Order(rows, user_ids, offsets, len(duplicates))
 
 
 def _ranked(user_id: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -51,90 +59,98 @@ def _ranked(user_id: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     encoded = user_id.dictionary_encode()
     distinct = encoded.dictionary.to_numpy()
     ascending = np.argsort(distinct)
-    rank = np.empty(len(distinct), np.uint64)
-    rank[ascending] = np.arange(len(distinct), dtype=np.uint64)
-    return distinct[ascending], rank[encoded.indices.to_numpy()]
+    rank = np.empty(len(distinct), np.uint16 if len(distinct) <= _DIGIT else np.uint32)
+    rank[ascending] = np.arange(len(distinct), dtype=rank.dtype)
+    return distinct[ascending], rank.take(encoded.indices.to_numpy())
 
 
-def _ages(timestamp_ms: np.ndarray, max_bits: int) -> np.ndarray:
-    """Milliseconds before the newest event, uint64; where those need more bits, ranks in the same order."""
-    age = (timestamp_ms.max() - timestamp_ms).astype(np.uint64)
-    if int(age.max()).bit_length() > max_bits:
-        age = np.unique(age, return_inverse=True)[1].astype(np.uint64)
-    return age
+def _sort(ranks: np.ndarray, timestamp_ms: np.ndarray, source_order: np.ndarray) -> np.ndarray:
+    """Row numbers by ascending rank, then descending (timestamp_ms, source_order)."""
+    # Event files are in the order of time and source, so reading them backwards leaves only the users to be sorted.
+    if not _ascends(timestamp_ms, source_order):
+        oldest_first = _sort_stable(timestamp_ms, np.argsort(source_order, kind="stable"))
+        return oldest_first[::-1][_stable_order(ranks.take(oldest_first[::-1]))]
+    return len(ranks) - 1 - _stable_order(ranks[::-1])
 
 
-def _sort(keys: np.ndarray, source_order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers by ascending key, rows of equal keys by descending source_order; and the keys in that order.
-
-    Event files are in the order of time and source, so reading them backwards usually settles the ties already.
-    """
-    backwards = np.arange(len(keys) - 1, -1, -1)
-    rows, ascending = _sort_stable(keys, backwards)
-    source = source_order[rows]
-    if np.any((ascending[1:] == ascending[:-1]) & (source[1:] > source[:-1])):
-        return _sort_stable(keys, np.argsort(source_order)[::-1])
-    return rows, ascending
+def _ascends(timestamp_ms: np.ndarray, source_order: np.ndarray) -> bool:
+    later = timestamp_ms[1:] > timestamp_ms[:-1]
+    if later.all():
+        return True
+    same = ~later
+    return bool(
+        np.all(timestamp_ms[1:][same] == timestamp_ms[:-1][same])
+        and np.all(source_order[1:][same] > source_order[:-1][same])
+    )
 
 
-def _sort_stable(keys: np.ndarray, preference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers by ascending key, equal keys in the order in which `preference` lists the rows; and those keys.
+def _stable_order(ranks: np.ndarray) -> np.ndarray:
+    """(N,) int64 rows by ascending rank; 16 bits at a time, since numpy sorts those by counting."""
+    order = np.argsort(ranks.astype(np.uint16), kind="stable")
+    if ranks.dtype != np.uint16:
+        high = (ranks >> np.uint32(16)).astype(np.uint16)
+        order = order[np.argsort(high.take(order), kind="stable")]
+    return order
+
+
+def _sort_stable(keys: np.ndarray, preference: np.ndarray) -> np.ndarray:
+    """Row numbers by ascending int64 key, equal keys in the order in which `preference` lists the rows.
 
     Sorting values is several times faster than sorting indices, so the preference rides in the key's free low bits.
     """
-    keys = keys[preference]
+    with np.errstate(over="ignore"):
+        above = (keys - keys.min()).view(np.uint64).take(preference)
     rank_bits = (len(keys) - 1).bit_length()
-    if int(keys.max()).bit_length() + rank_bits > 64:
-        ranks = np.argsort(keys, kind="stable")
-        return preference[ranks], keys[ranks]
-    packed = np.sort((keys << np.uint64(rank_bits)) | np.arange(len(keys), dtype=np.uint64))
-    ranks = (packed & np.uint64((1 << rank_bits) - 1)).astype(np.int64)
-    return preference[ranks], packed >> np.uint64(rank_bits)
+    if int(above.max()).bit_length() + rank_bits > 64:
+        return preference[np.argsort(above, kind="stable")]
+    packed = np.sort((above << np.uint64(rank_bits)) | np.arange(len(keys), dtype=np.uint64))
+    return preference[(packed & np.uint64((1 << rank_bits) - 1)).view(np.int64)]
 
 
-def _duplicates(events: pa.Table, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(N,) bool over the sorted rows: equal in every column to a row with a smaller source_order."""
-    duplicate = np.zeros(len(rows), bool)
-    suspects = _same_item_and_time(events, rows, keys)
-    if len(suspects):
-        table = events.take(pa.array(rows[suspects])).combine_chunks()
-        duplicate[suspects] = _repeated(table.drop_columns(["source_order"]), keys[suspects])
-    return duplicate
+def _duplicates(events: pa.Table, rows: np.ndarray, tied: np.ndarray) -> np.ndarray:
+    """Ascending positions of ordered rows that equal a row with a smaller source_order in every other column.
+
+    Args:
+        events: the table.
+        rows: (N,) its rows in order.
+        tied: (N - 1,) whether a row has the user and the time of the next one.
+    """
+    positions = np.flatnonzero(np.append(tied, False) | np.insert(tied, 0, False))
+    if len(positions) == 0:
+        return positions
+    begins = np.ones(len(positions), bool)
+    begins[1:] = ~tied.take(positions[1:] - 1)
+    pages = np.cumsum(begins).astype(np.uint64)
+    suspects = _same_item_and_page(one_array(events.column("item_id")).to_numpy().take(rows[positions]), pages)
+    if len(suspects) == 0:
+        return suspects
+    table = take_rows(events, rows[positions[suspects]])
+    repeated = _repeated(table.drop_columns(["source_order"]), pages[suspects])
+    return positions[suspects[repeated]]
 
 
-def _same_item_and_time(events: pa.Table, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Ascending positions of rows that share user, time and item with another one, and of few besides.
+def _same_item_and_page(items: np.ndarray, pages: np.ndarray) -> np.ndarray:
+    """Ascending places of rows that share page and item with another one, and of few besides.
 
     Whole feed pages share a time, so most rows may have ties; part of one hash leaves the few worth a closer look.
     """
-    equal = keys[1:] == keys[:-1]
-    tied = np.zeros(len(rows), bool)
-    tied[1:] |= equal
-    tied[:-1] |= equal
-    positions = np.flatnonzero(tied)
-    if len(positions) == 0:
-        return positions
-    items = events.column("item_id").to_numpy()[rows[positions]]
-    index_bits = np.uint64((len(positions) - 1).bit_length())
-    digest = mix64(keys[positions] ^ mix64(items)) >> index_bits
-    packed = np.sort((digest << index_bits) | np.arange(len(positions), dtype=np.uint64))
+    index_bits = np.uint64((len(items) - 1).bit_length())
+    digest = mix64(pages ^ mix64(items)) >> index_bits
+    packed = np.sort((digest << index_bits) | np.arange(len(items), dtype=np.uint64))
     same = (packed[1:] ^ packed[:-1]) >> index_bits == 0
-    suspect = np.zeros(len(positions), bool)
-    suspect[1:] |= same
-    suspect[:-1] |= same
-    indices = packed[suspect] & ((np.uint64(1) << index_bits) - np.uint64(1))
-    return positions[np.sort(indices.astype(np.int64))]
+    suspect = np.append(same, False) | np.insert(same, 0, False)
+    return np.sort((packed[suspect] & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64))
 
 
-def _repeated(rows: pa.Table, keys: np.ndarray) -> np.ndarray:
-    """(N,) bool: equal in key and in every column to a later row; rows of equal keys are adjacent."""
-    columns = [keys, *(_plain(rows.column(name)) for name in rows.column_names)]
+def _repeated(rows: pa.Table, pages: np.ndarray) -> np.ndarray:
+    """(N,) bool: equal in page and in every column to a later row; rows of equal pages are adjacent."""
+    columns = [pages, *(_plain(rows.column(name)) for name in rows.column_names)]
     # Brings equal rows together; the last sort key, the position, makes the last of them come first.
-    order = np.lexsort((-np.arange(len(keys)), *columns[1:], keys))
-    same = np.ones(max(len(keys) - 1, 0), bool)
+    order = np.lexsort((-np.arange(len(pages)), *columns[1:], pages))
+    same = np.ones(max(len(pages) - 1, 0), bool)
     for column in columns:
         same &= column[order][1:] == column[order][:-1]
-    repeated = np.zeros(len(keys), bool)
+    repeated = np.zeros(len(pages), bool)
     repeated[order[1:]] = same
     return repeated
 

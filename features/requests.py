@@ -49,51 +49,53 @@ def form_requests(
             what was shown does not change when later events arrive.
         cut_ms: no request has impressions on both sides.
     """
-    user_of_event = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    events = np.flatnonzero(impression)
-    shown_ms, user = timestamp_ms[events], user_of_event[events]
-    group = _groups(shown_ms, user, gap_ms=config.gap_ms, cut_ms=cut_ms)
-    starts = _split_large(group, config.max_candidates)
-    request_offsets = np.append(starts, len(events)).astype(np.int64)
-    oldest = events[request_offsets[1:] - 1]
+    if impression.all():
+        events, shown_ms, shown_offsets = np.arange(len(timestamp_ms)), timestamp_ms, offsets
+    else:
+        events = np.flatnonzero(impression)
+        shown_ms = timestamp_ms.take(events)
+        shown_offsets = np.concatenate([[0], np.cumsum(impression)]).take(offsets)
+    groups = _groups(shown_ms, shown_offsets, gap_ms=config.gap_ms, cut_ms=cut_ms)
+    starts = _split_large(groups, len(events), config.max_candidates)
+    request_offsets = np.append(starts, len(events))
+    oldest = events.take(request_offsets[1:] - 1)
     return Requests(
         events=events,
         offsets=request_offsets,
-        user=user_of_event[oldest],
-        request_ms=timestamp_ms[oldest],
-        history=first_strictly_older(timestamp_ms, offsets)[oldest],
+        user=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)).take(oldest),
+        request_ms=timestamp_ms.take(oldest),
+        history=first_strictly_older(timestamp_ms, offsets).take(oldest),
     )
 
 
-def _groups(shown_ms: np.ndarray, user: np.ndarray, *, gap_ms: int, cut_ms: int) -> np.ndarray:
-    """(C,) ascending group numbers of impressions that belong together before any split."""
+def _groups(shown_ms: np.ndarray, shown_offsets: np.ndarray, *, gap_ms: int, cut_ms: int) -> np.ndarray:
+    """First of each run of impressions that belong together before any split."""
     begins = np.ones(len(shown_ms), bool)
-    begins[1:] = (
-        (user[1:] != user[:-1])
-        | (shown_ms[:-1] - shown_ms[1:] > gap_ms)
-        | ((shown_ms[:-1] >= cut_ms) != (shown_ms[1:] >= cut_ms))
-    )
-    return np.cumsum(begins) - 1
-
-
-def _split_large(group: np.ndarray, max_candidates: int) -> np.ndarray:
-    """First candidate of each request: groups cut from their oldest end into runs of `max_candidates`."""
-    sizes = np.bincount(group)
-    from_oldest = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(group))
-    run = from_oldest // max_candidates
-    begins = np.ones(len(group), bool)
-    begins[1:] = (group[1:] != group[:-1]) | (run[1:] != run[:-1])
+    evaluated = shown_ms >= cut_ms
+    np.greater(shown_ms[:-1] - shown_ms[1:], gap_ms, out=begins[1:])
+    begins[1:] |= evaluated[:-1] != evaluated[1:]
+    begins[shown_offsets[:-1][np.diff(shown_offsets) > 0]] = True
     return np.flatnonzero(begins)
+
+
+def _split_large(groups: np.ndarray, num_shown: int, max_candidates: int) -> np.ndarray:
+    """First candidate of each request: groups cut from their oldest end into runs of `max_candidates`."""
+    ends = np.append(groups[1:], num_shown)[: len(groups)]
+    sizes = ends - groups
+    if sizes.max(initial=0) <= max_candidates:
+        return groups
+    num_runs = -(-sizes // max_candidates)
+    run = np.arange(num_runs.sum()) - np.repeat(np.cumsum(num_runs) - num_runs, num_runs)
+    starts = np.repeat(ends, num_runs) - (np.repeat(num_runs, num_runs) - run) * max_candidates
+    return np.where(run == 0, np.repeat(groups, num_runs), starts)
 
 
 def first_strictly_older(timestamp_ms: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(N,) int64: for each event the first index of the same user with a smaller timestamp, else the user's end."""
     num_events = len(timestamp_ms)
-    page_begins = np.zeros(num_events, bool)
-    page_begins[1:] = timestamp_ms[1:] != timestamp_ms[:-1]
+    page_begins = np.ones(num_events, bool)
+    np.not_equal(timestamp_ms[1:], timestamp_ms[:-1], out=page_begins[1:])
     page_begins[offsets[:-1][np.diff(offsets) > 0]] = True
-    if num_events == 0:
-        return np.zeros(0, np.int64)
     starts = np.flatnonzero(page_begins)
-    ends = np.append(starts[1:], num_events)
+    ends = np.append(starts[1:], num_events)[: len(starts)]
     return np.repeat(ends, ends - starts)

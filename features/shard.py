@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from features.actions import mask_of
+from features.columns import as_float, take_rows
 from features.config import FeaturesConfig
-from features.encode import encode_duration, encode_gap, encode_hour, encode_intensity, encode_weekday
+from features.encode import encode_clock, encode_duration, encode_gap, encode_intensity
 from features.order import newest_first
 from features.requests import Requests, form_requests
 from features.schema import CANDIDATES, requests_schema, users_schema
@@ -65,9 +65,7 @@ def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
     Deterministic: the same rows give the same tables, in whatever order they come.
     """
     order = newest_first(events)
-    encoded = _encode(
-        events.take(pa.array(order.rows)).combine_chunks(), order.user_ids, order.offsets, encoder=encoder
-    )
+    encoded = _encode(take_rows(events, order.rows), order.user_ids, order.offsets, encoder=encoder)
     streams = {name: _stream_mask(encoded.action_mask, name, encoder.features) for name in encoder.features.streams}
     requests = form_requests(
         encoded.timestamp_ms,
@@ -87,20 +85,25 @@ def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
 def _encode(events: pa.Table, user_ids: np.ndarray, offsets: np.ndarray, *, encoder: ShardEncoder) -> _Events:
     item_id = events.column("item_id").to_numpy()
     timestamp_ms = events.column("timestamp_ms").to_numpy()
-    watch_ms, duration_ms, value = (_as_float(events.column(name)) for name in ("watch_ms", "duration_ms", "value"))
+    watch_ms, duration_ms, value = (as_float(events.column(name)) for name in ("watch_ms", "duration_ms", "value"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        watch_ratio = np.where(duration_ms > 0, watch_ms / duration_ms, np.nan).astype(np.float32)
+        watch_ratio = (watch_ms / duration_ms).astype(np.float32)
+    watch_ratio[~(duration_ms > 0)] = np.nan
+    hour, weekday = encode_clock(timestamp_ms, encoder.timezone)
     contexts = {
         "surface": encoder.vocabularies.field("surface").lookup(events.column("surface")).astype(np.uint16),
-        "hour": encode_hour(timestamp_ms, encoder.timezone),
-        "weekday": encode_weekday(timestamp_ms, encoder.timezone),
+        "hour": hour,
+        "weekday": weekday,
         "duration": encode_duration(duration_ms),
     }
     return _Events(
         user_ids=user_ids,
         offsets=offsets,
         item_id=item_id,
-        item_codes=_item_codes(events.column("item_id").combine_chunks(), encoder),
+        item_codes=(
+            encoder.vocabularies.field("item").lookup(events.column("item_id")),
+            *encoder.items.lookup(item_id),
+        ),
         timestamp_ms=timestamp_ms,
         action_mask=events.column("action_mask").to_numpy(),
         intensity=encode_intensity(watch_ms, duration_ms, value, encoder.features.intensity),
@@ -108,19 +111,6 @@ def _encode(events: pa.Table, user_ids: np.ndarray, offsets: np.ndarray, *, enco
         contexts=contexts,
         source_order=events.column("source_order").to_numpy(),
     )
-
-
-def _item_codes(item_id: pa.Array, encoder: ShardEncoder) -> tuple[np.ndarray, ...]:
-    """Rows of `item` and of its categories; an item that comes often is looked up once."""
-    encoded = item_id.dictionary_encode()
-    indices = encoded.indices.to_numpy()
-    codes = encoder.vocabularies.field("item").lookup(encoded.dictionary)
-    return tuple(some[indices] for some in (codes, *encoder.items.lookup(encoded.dictionary.to_numpy())))
-
-
-def _as_float(column: pa.ChunkedArray) -> np.ndarray:
-    """float64 with NaN for null."""
-    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
 
 
 def _stream_mask(action_mask: np.ndarray, stream: str, features: FeaturesConfig) -> np.ndarray:
@@ -137,14 +127,14 @@ def _users_table(events: _Events, streams: dict[str, np.ndarray], encoder: Shard
         *encoder.users.lookup(events.user_ids),
     ]
     for mask in streams.values():
-        rows = np.flatnonzero(mask)
+        rows = _rows_of(mask)
         offsets = _offsets_within(mask, events.offsets)
         columns += [_as_lists(values, offsets) for values in _token_columns(events, rows, offsets, encoder=encoder)]
     return _table(columns, users_schema(encoder.features))
 
 
 def _token_columns(
-    events: _Events, rows: np.ndarray, offsets: np.ndarray, *, encoder: ShardEncoder
+    events: _Events, rows: np.ndarray | slice, offsets: np.ndarray, *, encoder: ShardEncoder
 ) -> Iterator[np.ndarray]:
     """A stream's columns in the order of users_schema."""
     timestamp_ms = events.timestamp_ms[rows]
@@ -159,7 +149,7 @@ def _token_columns(
 def _requests_table(
     events: _Events, streams: dict[str, np.ndarray], requests: Requests, *, encoder: ShardEncoder
 ) -> pa.Table:
-    rows, offsets = requests.events, requests.offsets
+    rows, offsets = _rows_of(streams["consumption"]), requests.offsets
     candidates = [
         events.item_id[rows],
         *(codes[rows] for codes in events.item_codes),
@@ -169,7 +159,7 @@ def _requests_table(
         *(events.contexts[name][rows] for name in encoder.features.candidate_contexts),
     ]
     columns: list[np.ndarray | pa.Array] = [
-        events.source_order[rows[offsets[1:] - 1]],
+        events.source_order.take(requests.events.take(offsets[1:] - 1)),
         requests.user.astype(np.int32),
         requests.request_ms,
         *(_stream_position(mask, events.offsets, requests) for mask in streams.values()),
@@ -180,15 +170,30 @@ def _requests_table(
     return _table(columns, schema)
 
 
+def _rows_of(mask: np.ndarray) -> np.ndarray | slice:
+    """What picks a stream's events; a stream of all events is not copied."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)
+
+
 def _offsets_within(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(U + 1,) offsets of each user's events that are in the stream."""
-    return np.concatenate([[0], np.cumsum(mask)])[offsets]
+    return offsets if mask.all() else _num_before(mask).take(offsets)
 
 
 def _stream_position(mask: np.ndarray, offsets: np.ndarray, requests: Requests) -> np.ndarray:
     """(R,) int32 where in its user's stream a request's history begins."""
-    before = np.concatenate([[0], np.cumsum(mask)])
-    return (before[requests.history] - before[offsets[requests.user]]).astype(np.int32)
+    begins = offsets.take(requests.user)
+    if mask.all():
+        return (requests.history - begins).astype(np.int32)
+    before = _num_before(mask)
+    return before.take(requests.history) - before.take(begins)
+
+
+def _num_before(mask: np.ndarray) -> np.ndarray:
+    """(N + 1,) int32 how many of the events before each one are in the stream."""
+    before = np.zeros(len(mask) + 1, np.int32)
+    np.cumsum(mask, dtype=np.int32, out=before[1:])
+    return before
 
 
 def _as_lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from features.columns import take_rows
+
 
 class SpillRef(NamedTuple):
     """Rows of one partition in one spill file: record batch `batch` of the Arrow IPC file at `path`."""
@@ -45,7 +47,7 @@ def write_spill(table: pa.Table, partition: np.ndarray, directory: Path, name: s
     counts = np.bincount(numbers, minlength=1)
     present = np.flatnonzero(counts)
     ends = np.cumsum(counts)[present]
-    rows = table.take(pa.array(np.argsort(numbers, kind="stable"))).combine_chunks()
+    rows = take_rows(table, np.argsort(numbers, kind="stable"))
     path = spill_path(directory, name)
     # Renamed when whole, for a reader may meet a second attempt; never synced, for no spill outlives its run.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}")

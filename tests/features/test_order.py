@@ -73,3 +73,15 @@ def test_null_is_not_zero(make_events, column):
     order = newest_first(make_events([1, 1, 1], [5, 5, 5], **{column: [None, 0, None]}))
     assert order.rows.tolist() == [1, 0]
     assert order.num_duplicates == 1
+
+
+def test_more_users_than_16_bits_can_number(make_events):
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, 90_000, 100_000)
+    times = np.sort(rng.integers(0, 1000, 100_000))
+    table = make_events(users.tolist(), times.tolist(), item_id=range(100_000))
+    order = newest_first(table)
+    assert len(order.user_ids) > 1 << 16
+    assert order.rows.tolist() == np.lexsort((-np.arange(100_000), -times, users)).tolist()
+    shuffled = rng.permutation(100_000)
+    assert shuffled[newest_first(table.take(pa.array(shuffled))).rows].tolist() == order.rows.tolist()
