@@ -99,11 +99,12 @@ def _time_projection(shape: Shape, precision: str, rulers: Rulers) -> Timing:
 
 
 def _time_product(rows: int, dim: int, precision: str, rulers: Rulers) -> Timing:
-    x, weight, residual = _operand(rows, dim, precision), _operand(dim, dim, precision), _randn(rows, dim)
-    name, tflop = f"product {dim} x {dim} and residual, {rows:,} tokens", 2 * rows * dim * dim / 1e12
+    residual = _randn(rows, dim)
+    name, tflop = f"product {dim} x {dim} and residual, {rows:,} tokens, {precision}", 2 * rows * dim * dim / 1e12
     if precision == "torch.addmm":
-        ms = median_ms(lambda: torch.addmm(residual, x, weight))
-        return compute_row(f"{name}, torch.addmm", "forward", ms, tflop, rulers)
+        a, b = _randn(rows, dim), _randn(dim, dim)
+        return compute_row(name, "forward", median_ms(lambda: torch.addmm(residual, a, b)), tflop, rulers)
+    x, weight = _operand(rows, dim, precision), _operand(dim, dim, precision)
     out = torch.empty_like(residual)
 
     def multiply() -> None:
@@ -112,7 +113,7 @@ def _time_product(rows: int, dim: int, precision: str, rulers: Rulers) -> Timing
     multiply()
     exact = linear(_head(x, 8192), weight, impl="reference", dtype=torch.float32, residual_TN=residual[:8192].float())
     error = checked(f"product {precision}", out[:8192], exact)
-    return compute_row(f"{name}, {precision}", "forward", median_ms(multiply), tflop, rulers, error_eps=error)
+    return compute_row(name, "forward", median_ms(multiply), tflop, rulers, error_eps=error)
 
 
 def time_layers(shape: Shape, rulers: Rulers) -> Iterator[Timing]:
