@@ -36,6 +36,7 @@ def workspace(tmp_path: Path) -> Path:
         (("score",), ("--requests", "--bundle", "--streams", "--out")),
         (("report",), ("--out",)),
         (("data",), ("synthesize",)),
+        (("data", "fetch"), ("--to", "--keep-archives", "ml-20m")),
         (("data", "synthesize"), ("--num-events", "--seed", "--dirty")),
     ],
 )

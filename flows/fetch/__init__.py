@@ -1,0 +1,1 @@
+"""Fetching published datasets: what there is, resumable downloads, safe unpacking."""
