@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import secrets
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +14,12 @@ from pathlib import Path
 import apache_beam as beam
 import pyarrow as pa
 
+from features.arrow_file import write_arrow
 from features.config import FeaturesConfig
 from features.files import write_json
 from features.hashing import shard_of
 from features.jagged import list_array
-from features.manifest import REQUESTS_FILE, USERS_FILE, ShardEntry, file_entry, shard_name
+from features.manifest import REQUESTS_FILE, USERS_FILE, FileEntry, ShardEntry, shard_name
 from features.shard import ShardEncoder, ShardTables, build_shard
 from features.side import encode_side_table
 from features.vocabulary import VocabularySet
@@ -103,32 +102,26 @@ def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, events:
     tables = build_shard(events, encoder)
     directory = plan.out / shard_name(shard, plan.num_shards)
     directory.mkdir(exist_ok=True)
-    for name, table in ((USERS_FILE, tables.users), (REQUESTS_FILE, tables.requests)):
-        _write_arrow(table, directory / name)
-    entry = _entry(directory, tables, plan.features)
+    files = {
+        name: write_arrow(table, directory / name)
+        for name, table in ((USERS_FILE, tables.users), (REQUESTS_FILE, tables.requests))
+    }
+    entry = _entry(directory.name, files, tables, streams=tuple(plan.features.streams))
     report = describe_shard(entry, tables, plan.features)
     write_json(plan.report_path(shard), report.model_dump(mode="json"))
     _LOG.info("%s: %d events of %d users, %d requests", entry.name, entry.events, entry.users, entry.requests)
 
 
-def _write_arrow(table: pa.Table, path: Path) -> None:
-    """Renames when whole, for two attempts may run at once; syncing is up to whoever publishes the dataset."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    os.replace(temporary, path)
-
-
-def _entry(directory: Path, tables: ShardTables, features: FeaturesConfig) -> ShardEntry:
+def _entry(name: str, files: dict[str, FileEntry], tables: ShardTables, *, streams: tuple[str, ...]) -> ShardEntry:
     return ShardEntry(
-        name=directory.name,
-        files={file: file_entry(directory / file) for file in (USERS_FILE, REQUESTS_FILE)},
+        name=name,
+        files=files,
         users=tables.users.num_rows,
         requests=tables.requests.num_rows,
         candidates=len(list_array(tables.requests, "candidate.item").values),
         events=tables.num_events,
         duplicates=tables.num_duplicates,
-        stream_events={stream: len(list_array(tables.users, f"{stream}.item").values) for stream in features.streams},
+        stream_events={stream: len(list_array(tables.users, f"{stream}.item").values) for stream in streams},
     )
 
 

@@ -16,6 +16,7 @@ from features.manifest import USERS_FILE, Manifest, ShardEntry
 from features.shard import EVAL, ShardTables
 from features.vocabulary import UNKNOWN
 
+_MAX_COUNTED_BITS = 16
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -71,7 +72,10 @@ def _flat(table: pa.Table, name: str) -> np.ndarray:
 
 def _action_counts(users: pa.Table, stream: str, num_actions: int) -> tuple[int, ...]:
     masks = _flat(users, f"{stream}.action_mask")
-    return tuple(int((masks >> np.uint32(bit) & np.uint32(1)).sum()) for bit in range(num_actions))
+    if num_actions > _MAX_COUNTED_BITS:
+        return tuple(int((masks >> np.uint32(bit) & np.uint32(1)).sum()) for bit in range(num_actions))
+    counts = np.bincount(masks, minlength=1 << num_actions)  # few patterns, counted in one pass
+    return tuple(int(counts[np.arange(len(counts)) >> bit & 1 == 1].sum()) for bit in range(num_actions))
 
 
 def summarise(

@@ -77,7 +77,7 @@ def test_null_is_not_zero(make_events, column):
 
 def test_more_users_than_16_bits_can_number(make_events):
     rng = np.random.default_rng(0)
-    users = rng.integers(0, 90_000, 100_000)
+    users = rng.integers(0, 200_000, 100_000)
     times = np.sort(rng.integers(0, 1000, 100_000))
     table = make_events(users.tolist(), times.tolist(), item_id=range(100_000))
     order = newest_first(table)
