@@ -79,6 +79,16 @@ class Batch:
         """B."""
         return self.request_id_B.numel()
 
+    @property
+    def num_candidates(self) -> int:
+        """C."""
+        return self.candidates.action_mask_C.numel()
+
+    @property
+    def num_tokens(self) -> int:
+        """History tokens of all streams and candidates."""
+        return sum(stream.timestamp_ms_T.numel() for stream in self.streams) + self.num_candidates
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Self:
         """The same batch on another device."""
         return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -48,18 +48,28 @@ class World:
         rank: of this process, 0 up to size.
         size: number of ranks.
         host_group: for values of the host; None with one rank.
+        reader_group: the same for the thread that reads ahead, whose calls come in an order of their own.
         peers: every rank's process.
     """
 
     rank: int = 0
     size: int = 1
     host_group: dist.ProcessGroup | None = None
+    reader_group: dist.ProcessGroup | None = None
     peers: tuple[Peer, ...] = ()
+
+    def for_reader(self) -> Self:
+        """The same ranks for a thread of its own."""
+        return replace(self, host_group=self.reader_group)
 
     @property
     def is_first(self) -> bool:
         """Whether this rank logs and writes what all share."""
         return self.rank == 0
+
+    def own_device(self, device: torch.device) -> torch.device:
+        """The device of this rank: on CUDA, the one that joined_world chose, or the first."""
+        return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
     def part(self, count: int) -> slice:
         """This rank's share of `count` things in order; shares differ by at most one and may be empty."""
@@ -172,10 +182,10 @@ def joined_world(device: torch.device) -> Iterator[World]:
     else:
         dist.init_process_group("gloo")
     try:
-        host_group = dist.new_group(backend="gloo")
-        world = World(dist.get_rank(), dist.get_world_size(), host_group)
+        groups = [dist.new_group(backend="gloo") for _ in range(2)]
+        world = World(dist.get_rank(), dist.get_world_size(), *groups)
         peers = world.gather_objects(Peer(socket.gethostname(), os.getpid()))
-        yield World(world.rank, world.size, host_group, tuple(peers))
+        yield replace(world, peers=tuple(peers))
     finally:
         # After an error the others may be gone: to say goodbye to them would hang.
         if sys.exc_info()[0] is None:

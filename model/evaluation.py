@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.distributed import World
 from model.loss import task_labels
 from model.metrics import AUC, GroupedAUC, NormalizedEntropy, group_mean
 from model.progress import Progress
@@ -43,13 +44,14 @@ class Scores:
 
 
 @torch.inference_mode()
-def score_candidates(ranker: Ranker, reader: Reader, device: torch.device) -> Scores:
+def score_candidates(ranker: Ranker, reader: Reader, device: torch.device, *, world: World | None = None) -> Scores:
     """Scores every candidate of the reader's split once, in evaluation mode.
 
     Args:
         ranker: the model.
-        reader: of the split to score.
+        reader: of the split to score; with several ranks, of this rank's parts of its batches.
         device: where the model is.
+        world: the ranks that share the work; each gets all scores, in the order in which one rank would score.
     """
     ranker.eval()
     tasks, actions = ranker.config.heads.tasks, ranker.spec.actions
@@ -62,7 +64,14 @@ def score_candidates(ranker: Ranker, reader: Reader, device: torch.device) -> Sc
         progress.advance(requests=batch.num_requests, candidates=users[-1].numel())
         if number % _LOG_EVERY_BATCHES == 0 or number == reader.num_batches:
             progress.log()
+    if world is not None and world.size > 1:
+        logits, labels, users = (_in_order(world.gather_objects(parts)) for parts in (logits, labels, users))
     return Scores(torch.cat(logits), torch.cat(labels), torch.cat(users), reader.num_requests)
+
+
+def _in_order(parts_of_ranks: list[list[Tensor]]) -> list[Tensor]:
+    """Every batch's parts, rank by rank."""
+    return [part for parts in zip(*parts_of_ranks, strict=True) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -213,12 +213,12 @@ class LoadBalancer:
         target_S = total_S / (self._num_ranks * state.num_accumulated)
         return BalancerState(state.step, tuple(target_S.tolist()), (0.0,) * len(state.load_S), 0)
 
-    def global_state(self, state: BalancerState) -> np.ndarray:
+    def global_state(self, state: BalancerState, sum_over_ranks: SumOverRanks) -> np.ndarray:
         """(2 S + 2,) float64, a state of all ranks together, for a checkpoint; called by all ranks alike.
 
         Targets and loads are sums over ranks, so that another number of ranks can share them.
         """
-        load_S = self._sum_over_ranks(np.array(state.load_S))
+        load_S = sum_over_ranks(np.array(state.load_S))
         target_S = np.array(state.target_S) * self._num_ranks
         return np.concatenate([[state.step, state.num_accumulated], target_S, load_S])
 

@@ -25,25 +25,52 @@ class Loss:
             with the number of tasks, plus watch_ratio_weight x the regression's.
         task_K: (K,) detached, each task's mean cross-entropy over the candidates.
         watch_ratio: detached scalar, the regression's mean squared error, or None.
+        positives_K: (K,) candidates of this rank with each task's action.
     """
 
     total: Tensor
     task_K: Tensor
     watch_ratio: Tensor | None
+    positives_K: Tensor
 
 
-def ranking_loss(predictions: Predictions, candidates: Candidates, config: ModelConfig, spec: FeatureSpec) -> Loss:
-    """The loss of predictions against the candidates' labels; 0 when there are no candidates."""
+@dataclass(frozen=True)
+class LossCounts:
+    """What a step's means are over: the candidates of all ranks, and those of them whose watch ratio is known."""
+
+    num_candidates: int
+    num_watch_ratios: int
+
+
+def ranking_loss(
+    predictions: Predictions,
+    candidates: Candidates,
+    config: ModelConfig,
+    spec: FeatureSpec,
+    *,
+    counts: LossCounts | None = None,
+) -> Loss:
+    """The loss of predictions against the candidates' labels; 0 when there are no candidates.
+
+    Args:
+        predictions: for the candidates.
+        candidates: of this rank.
+        config: of the model.
+        spec: of the dataset.
+        counts: of all ranks' candidates; the sum over ranks of their losses is then the loss of the whole batch.
+    """
     labels_CK = task_labels(candidates.action_mask_C, config.heads.tasks, spec.actions)
     entropy_CK = binary_cross_entropy_with_logits(predictions.logits_CK, labels_CK, reduction="none")
-    task_K = entropy_CK.sum(dim=0) / max(labels_CK.shape[0], 1)
+    task_K = entropy_CK.sum(dim=0) / max(counts.num_candidates if counts else labels_CK.shape[0], 1)
     total = task_K.mean()
     watch_ratio = None
     if predictions.watch_ratio_C is not None:
-        watch_ratio = watch_ratio_error(predictions.watch_ratio_C, candidates.watch_ratio_C)
+        watch_ratio = watch_ratio_error(
+            predictions.watch_ratio_C, candidates.watch_ratio_C, count=counts.num_watch_ratios if counts else None
+        )
         total = total + config.heads.watch_ratio_weight * watch_ratio
         watch_ratio = watch_ratio.detach()
-    return Loss(total=total, task_K=task_K.detach(), watch_ratio=watch_ratio)
+    return Loss(total, task_K.detach(), watch_ratio, labels_CK.sum(dim=0))
 
 
 def task_labels(action_mask_C: Tensor, tasks: tuple[str, ...], actions: tuple[str, ...]) -> Tensor:
@@ -58,8 +85,12 @@ def task_labels(action_mask_C: Tensor, tasks: tuple[str, ...], actions: tuple[st
     return ((action_mask_C[:, None] >> bit_K) & 1).float()
 
 
-def watch_ratio_error(predicted_C: Tensor, watch_ratio_C: Tensor) -> Tensor:
-    """Mean squared error against the watch ratio clipped to [0, MAX_WATCH_RATIO], where it is known; 0 without any."""
+def watch_ratio_error(predicted_C: Tensor, watch_ratio_C: Tensor, *, count: int | None = None) -> Tensor:
+    """Mean squared error against the watch ratio clipped to [0, MAX_WATCH_RATIO], where it is known; 0 without any.
+
+    `count` replaces the number of known ratios, when these are only a part of them.
+    """
     known_C = ~watch_ratio_C.isnan()
     error_C = predicted_C - watch_ratio_C.nan_to_num(nan=0.0).clamp(0.0, MAX_WATCH_RATIO)
-    return (error_C.square() * known_C).sum() / known_C.sum().clamp(min=1)
+    divisor = known_C.sum().clamp(min=1) if count is None else max(count, 1)
+    return (error_C.square() * known_C).sum() / divisor

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.distributed import World
 from model.ranker import Ranker, load_tensors
 
 _BETAS = (0.9, 0.999)
@@ -28,7 +29,7 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """A training step is: set_schedule, zero_grad, forward, backward, clip, step."""
+    """A training step is: set_schedule, zero_grad, forward, backward, sum_over_ranks, clip, step."""
 
     def __init__(self, ranker: Ranker, settings: OptimizerSettings) -> None:
         self._ranker = ranker
@@ -56,6 +57,29 @@ class Optimizer:
         """Forgets the dense gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
+    @torch.no_grad()
+    def sum_over_ranks(self, world: World, figures_X: Tensor) -> Tensor:
+        """Replaces the dense gradients by their sum over ranks, in one transfer that takes `figures_X` along.
+
+        Returns:
+            the sum of figures_X over ranks.
+        """
+        if world.size == 1:
+            return figures_X
+        parameters = list(self._ranker.dense_parameters().values())
+        # A rank without requests may lack a gradient that others have; what nobody has stays without one.
+        present = [0.0 if parameter.grad is None else 1.0 for parameter in parameters]
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        flat = torch.cat([*parts, torch.tensor(present, device=figures_X.device), figures_X])
+        world.sum_tensor(flat)
+        *gradients, present_P, summed_X = flat.split(
+            [p.numel() for p in parameters] + [len(parameters), len(figures_X)]
+        )
+        anywhere = [True] * len(parameters) if all(present) else (present_P > 0).tolist()
+        for parameter, gradient, kept in zip(parameters, gradients, anywhere, strict=True):
+            parameter.grad = gradient.view_as(parameter) if kept else None
+        return summed_X
+
     def clip(self, max_norm: float) -> Tensor:
         """Scales the dense gradients to a total norm of at most `max_norm`; returns the norm before."""
         return torch.nn.utils.clip_grad_norm_(self._ranker.dense_parameters().values(), max_norm)
@@ -64,31 +88,40 @@ class Optimizer:
         """Updates the dense parameters; backward() has updated the tables."""
         self._adamw.step()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything an exact resume needs, flat: `<kind>/<parameter>` and `adagrad/<table>`; shares memory.
-
-        Before the first step there are no entries of dense parameters.
-        """
-        state = {
+    def dense_state(self) -> dict[str, Tensor]:
+        """AdamW's state, flat: `<kind>/<parameter>`; shares memory. Empty before the first step."""
+        return {
             f"{kind}/{name}": self._adamw.state[parameter][kind]
             for name, parameter in self._ranker.dense_parameters().items()
             if parameter in self._adamw.state
             for kind in _ADAM_STATE
         }
-        tables = self._ranker.embeddings.tables.accumulators()
-        return state | {f"adagrad/{name}": sums for name, sums in tables.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copies what state_dict gave.
+    def table_state(self) -> dict[str, Tensor]:
+        """(rows held by this rank,) sums of squared gradients of each table; shares memory."""
+        return self._ranker.embeddings.tables.accumulators()
+
+    def load_state(self, dense: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
+        """Copies what dense_state and table_state gave.
 
         Raises:
             DataError: an entry is missing or unknown, or a shape differs.
         """
-        if any(not key.startswith("adagrad/") for key in state):
-            for parameter in self._ranker.dense_parameters().values():
-                self._adamw.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        load_tensors(self.state_dict(), state, what="optimizer state")
+        self.load_dense_state(dense)
+        load_tensors(self.table_state(), tables, what="optimizer state")
+
+    def load_dense_state(self, dense: dict[str, Tensor]) -> None:
+        """Copies what dense_state gave.
+
+        Raises:
+            DataError: an entry is missing or unknown, or a shape differs.
+        """
+        parameters = self._ranker.dense_parameters()
+        for name in {key.partition("/")[2] for key in dense} & parameters.keys():
+            parameter = parameters[name]
+            self._adamw.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        load_tensors(self.dense_state(), dense, what="optimizer state")

@@ -16,7 +16,10 @@ from features.dataset import StreamsDataset
 from model.batch import Batch
 from model.distributed import World
 from model.gather import ShardColumns, gather_batch, open_columns
+from model.read_ahead import read_ahead
 from model.sampler import EpochSampler, RequestIndex, history_lengths, index_requests
+
+_BATCHES_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Reader:
         world: World | None = None,
         rule: LengthRule | None = None,
         index: RequestIndex | None = None,
+        pin: bool = False,
     ) -> None:
         """Indexes the split.
 
@@ -154,6 +158,7 @@ class Reader:
             world: the ranks that share each batch; each reads its part, which may be empty.
             rule: cuts histories further; all of `max_lengths` is read without one.
             index: the requests to read, all of the split unless given.
+            pin: read ahead in a thread, into page-locked memory, from where a GPU copies without a stop.
 
         Raises:
             DataError: a shard is inconsistent.
@@ -174,6 +179,7 @@ class Reader:
         )
         self._source = BatchSource(dataset)
         self._num_workers = num_workers
+        self._pin = pin
 
     @property
     def num_requests(self) -> int:
@@ -191,7 +197,11 @@ class Reader:
         return self._sampler.epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._loader if self._num_workers else map(self._source.__getitem__, self._keys)
+        batches: Iterator[Batch] = (
+            iter(self._loader) if self._num_workers else map(self._source.__getitem__, self._keys)
+        )
+        if self._pin:
+            batches = read_ahead(batches, Batch.pin_memory, depth=_BATCHES_AHEAD)
         for batch in batches:
             self._keys.delivered()
             yield batch

@@ -30,6 +30,10 @@ class RequestIndex:
         """R."""
         return self.row_R.size
 
+    def chosen(self, mask_R: np.ndarray) -> RequestIndex:
+        """The requests of a mask, in the same order."""
+        return RequestIndex(self.shard_R[mask_R], self.row_R[mask_R])
+
 
 def index_requests(dataset: StreamsDataset, split: int) -> RequestIndex:
     """Lists the requests of a split.
@@ -105,3 +109,12 @@ def history_lengths(dataset: StreamsDataset, index: RequestIndex) -> np.ndarray:
             start = shard.requests.column(f"{name}_start")[row]
             length_RS[chosen, stream] = offsets[user_row + 1] - offsets[user_row] - start
     return length_RS
+
+
+def request_times(dataset: StreamsDataset, index: RequestIndex) -> np.ndarray:
+    """(R,) int64, request_ms of each request."""
+    times_R = np.empty(index.num_requests, np.int64)
+    for number, shard in enumerate(dataset.shards):
+        chosen = np.flatnonzero(index.shard_R == number)
+        times_R[chosen] = shard.requests.column("request_ms")[index.row_R[chosen]]
+    return times_R

@@ -15,6 +15,8 @@ from features.files import atomic_file
 from features.spec import FeatureSpec
 from model.config import ModelConfig
 
+LOGGERS = ("model", "__main__")
+
 
 def run_stage(stage: Callable[[], None]) -> None:
     """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
@@ -29,7 +31,7 @@ def log_to_stderr() -> None:
     """Shows the progress of our own modules and the warnings of all."""
     # Importing fbgemm sets up the root logger and says much at INFO: hence force, and INFO for our own loggers alone.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in ("model", "__main__"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 

@@ -6,26 +6,34 @@ import argparse
 import hashlib
 import json
 import logging
-import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from features.config import FeaturesConfig
 from features.dataset import StreamsDataset, open_dataset
 from features.errors import DataError
-from features.files import atomic_directory, read_json, write_json
-from model.checkpoint import Checkpoint, load_checkpoint, load_header, save_checkpoint, write_checkpoint
+from features.files import read_json, write_json
+from model.checkpoint import checkpoint_digest, load_checkpoint, load_header, shared_directory, write_checkpoint
+from model.checkpoint_store import CheckpointStore
 from model.config import ModelConfig
+from model.distributed import World, joined_world
+from model.early_stop import EarlyStop, hold_out
 from model.flops import reader_flops
+from model.lbsl import LoadBalancer
+from model.loss_history import NonFiniteLossError
 from model.ranker import Ranker
 from model.reader import Reader
-from model.sampler import TRAIN
-from model.stage import device_of, max_lengths, run_stage, write_csv
+from model.sampler import TRAIN, RequestIndex, index_requests
+from model.stage import LOGGERS, device_of, max_lengths, run_stage, write_csv
+from model.tracking import Tracker, open_trackers
 from model.train_config import TrainConfig
-from model.trainer import RunIdentity, Trainer
+from model.trainer import Companions, RunIdentity, Trainer
+from model.warm_start import check_vocabulary, check_warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -49,28 +57,63 @@ class TrainPaths:
 def train(paths: TrainPaths) -> None:
     """Runs the stage: trains, or continues the same run where it was interrupted, and writes all outputs.
 
+    Under torchrun it is called by every rank.
+
     Raises:
-        DataError: the dataset is not validated, params.yaml does not fit it, or the loss is not finite.
+        DataError: the dataset is not validated, params.yaml does not fit it, the loss is not finite, or a rank is gone.
     """
     config, model_config = TrainConfig.load(paths.params), ModelConfig.load(paths.params)
     dataset = open_dataset(paths.streams)
     check_validated(paths.validation, dataset)
     torch.set_num_threads(config.num_threads)
+    with joined_world(device_of(config.device, "train.device")) as world:
+        if not world.is_first:
+            for name in LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
+        _train(paths, dataset, config, model_config=model_config, world=world)
+
+
+def _train(
+    paths: TrainPaths, dataset: StreamsDataset, config: TrainConfig, *, model_config: ModelConfig, world: World
+) -> None:
     # the lock on the output is held from here on, so that a second run stops before it trains
-    with atomic_directory(paths.out) as directory:
-        trainer, reader = build_trainer(dataset, config, model_config)
-        checkpoints = CheckpointStore(paths.checkpoints, run_hash(dataset, config, model_config))
+    with shared_directory(paths.out, world) as directory:
+        identity_hash = run_hash(dataset, config, model_config)
+        checkpoints = CheckpointStore(paths.checkpoints, identity_hash, world)
         resumed = checkpoints.latest()
+        trackers = open_trackers(config.tracking, paths.metrics.parent, resume=bool(resumed)) if world.is_first else []
+        trainer, reader = build_trainer(dataset, config, model_config, world=world, trackers=trackers)
         if resumed:
             trainer.restore(resumed)
             logger.info("train: continuing the interrupted run at step %d of %d", trainer.step, trainer.total_steps)
+        elif config.warm_start:
+            warm_start(trainer, dataset, config.warm_start, params=paths.params)
         started = time.monotonic()
-        trainer.fit(save=checkpoints.save)
+        try:
+            trainer.fit(save=checkpoints.save)
+        except NonFiniteLossError as error:
+            raise (error.saved(paths.checkpoints.parent) if world.is_first else error) from None
+        for tracker in trackers:
+            tracker.close()
         logger.info("train: %d steps in all, this run took %.1f s", trainer.step, time.monotonic() - started)
-        write_checkpoint(directory, trainer.capture())
-    alpha = None if config.sampling.kind == "none" else config.sampling.alpha
-    write_metrics(paths.metrics, trainer, reader, window=config.log_every_steps, alpha=alpha)
+        write_checkpoint(directory, trainer.capture(), world)
+    if world.is_first:
+        alpha = None if config.sampling.kind == "none" else config.sampling.alpha
+        write_metrics(paths.metrics, trainer, reader, window=config.log_every_steps, alpha=alpha)
     checkpoints.clear()
+
+
+def warm_start(trainer: Trainer, dataset: StreamsDataset, source: Path, *, params: Path) -> None:
+    """Begins with the weights and the optimizer of the model in `source`.
+
+    Raises:
+        DataError: it has another schema, a larger vocabulary or other settings, or the ids are numbered otherwise.
+    """
+    header, name = load_header(source), f"train.warm_start: {source}"
+    check_warm_start(header, trainer.ranker.config, dataset.manifest.spec, source=name)
+    check_vocabulary(header, FeaturesConfig.load(params), vocabulary_hash=dataset.manifest.vocabulary_hash, source=name)
+    trainer.warm_start(load_checkpoint(source), source=name)
+    logger.info("train: going on from %s, which took %d steps", source, header.step)
 
 
 def check_validated(path: Path, dataset: StreamsDataset) -> None:
@@ -89,7 +132,13 @@ def check_validated(path: Path, dataset: StreamsDataset) -> None:
 
 
 def build_trainer(
-    dataset: StreamsDataset, config: TrainConfig, model_config: ModelConfig, *, lengths: tuple[int, ...] | None = None
+    dataset: StreamsDataset,
+    config: TrainConfig,
+    model_config: ModelConfig,
+    *,
+    lengths: tuple[int, ...] | None = None,
+    world: World | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> tuple[Trainer, Reader]:
     """A trainer at step 0 and the reader that it draws from; seeds torch.
 
@@ -98,24 +147,69 @@ def build_trainer(
         config: section train.
         model_config: section model.
         lengths: history tokens per stream of the dataset, those of the configuration unless given.
+        world: the ranks, this process alone unless given.
+        trackers: take figures while it trains.
 
     Raises:
         DataError: there is nothing to train on, or params.yaml does not fit the dataset.
     """
-    spec, device = dataset.manifest.spec, device_of(config.device, "train.device")
+    world = world or World()
+    spec, device = dataset.manifest.spec, world.own_device(device_of(config.device, "train.device"))
+    lengths = max_lengths(model_config, spec) if lengths is None else lengths
     torch.manual_seed(config.seed)
-    ranker = Ranker(model_config, spec, device=device)
+    ranker = Ranker(model_config, spec, device=device, world=world)
     ranker.set_base_rates(base_rates(dataset, model_config.heads.tasks))
+    # Every rank has drawn the same weights; from here on each draws its own dropout.
+    if world.rank:
+        torch.manual_seed(config.seed + world.rank)
+    balancer = _balancer(config, lengths, world)
+    index, early_stop = _early_stop(dataset, config, lengths, world=world)
     reader = Reader(
         dataset,
         split=TRAIN,
         batch_size=config.batch_size,
-        max_lengths=max_lengths(model_config, spec) if lengths is None else lengths,
+        max_lengths=lengths,
         shuffle_seed=config.seed,
         num_workers=config.num_workers,
+        world=world,
+        rule=balancer,
+        index=index,
+        pin=device.type == "cuda",
     )
     identity = RunIdentity(run_hash(dataset, config, model_config), dataset.manifest.vocabulary_hash)
-    return Trainer(ranker, reader, config, identity=identity, device=device), reader
+    companions = Companions(world, balancer, early_stop, trackers)
+    return Trainer(ranker, reader, config, identity=identity, device=device, companions=companions), reader
+
+
+def _balancer(config: TrainConfig, lengths: tuple[int, ...], world: World) -> LoadBalancer | None:
+    if config.sampling.kind == "none":
+        return None
+    return LoadBalancer(
+        config.sampling,
+        lengths,
+        seed=config.seed,
+        num_ranks=world.size,
+        sum_over_ranks=world.for_reader().sum_host,
+    )
+
+
+def _early_stop(
+    dataset: StreamsDataset, config: TrainConfig, lengths: tuple[int, ...], *, world: World
+) -> tuple[RequestIndex, EarlyStop | None]:
+    """The requests to train on, and who looks at the others."""
+    index = index_requests(dataset, TRAIN)
+    if config.early_stop is None:
+        return index, None
+    held_out = hold_out(dataset, index, config.early_stop.holdout_share)
+    reader = Reader(
+        dataset,
+        split=TRAIN,
+        batch_size=config.batch_size,
+        max_lengths=lengths,
+        world=world,
+        index=held_out.newest,
+    )
+    return held_out.train, EarlyStop(config.early_stop, reader, world)
 
 
 def base_rates(dataset: StreamsDataset, tasks: tuple[str, ...]) -> torch.Tensor:
@@ -139,10 +233,12 @@ def base_rates(dataset: StreamsDataset, tasks: tuple[str, ...]) -> torch.Tensor:
 def run_hash(dataset: StreamsDataset, config: TrainConfig, model_config: ModelConfig) -> str:
     """Hex digest of what decides the weights: rows, vocabulary, sections train and model.
 
-    How often to log and to save, and how many processes read, decides nothing.
+    How often to log and to save, where to track, and how many processes read or compute, decides nothing.
     """
-    indifferent = {"checkpoint_every_steps", "log_every_steps", "num_workers"}
+    indifferent = {"checkpoint_every_steps", "log_every_steps", "num_workers", "tracking"}
+    start = None if config.warm_start is None else checkpoint_digest(config.warm_start)
     decisive = {
+        "warm_start": start,
         "content": dataset.manifest.content_checksum,
         "vocabulary": dataset.manifest.vocabulary_hash,
         "train": config.model_dump(mode="json", exclude=indifferent),
@@ -150,39 +246,6 @@ def run_hash(dataset: StreamsDataset, config: TrainConfig, model_config: ModelCo
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-class CheckpointStore:
-    """Checkpoints of one unfinished run, a directory per step; those of another run are removed, not continued."""
-
-    def __init__(self, directory: Path, run_hash: str) -> None:
-        self._directory = directory
-        self._run_hash = run_hash
-
-    def latest(self) -> Checkpoint | None:
-        """The newest usable checkpoint of this run; anything else is removed, and said so."""
-        for path in sorted(self._directory.glob("step-*"), reverse=True):
-            try:
-                if load_header(path).run_hash == self._run_hash:
-                    return load_checkpoint(path)
-                logger.info("train: %s belongs to a run with other data or settings, removed", path)
-            except DataError as error:
-                logger.warning("train: checkpoint is unusable, removed: %s", error)
-            shutil.rmtree(path)
-        return None
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint, then removes the older ones."""
-        target = self._directory / f"step-{checkpoint.header.step:012d}"
-        save_checkpoint(target, checkpoint)
-        for path in self._directory.glob("step-*"):
-            if path != target:
-                shutil.rmtree(path)
-                path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Removes all of them: the run is complete."""
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def write_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Group = Literal["consumption", "engagement"]
+Tracker = Literal["dvclive", "tensorboard"]
 
 
 class SamplingConfig(Closed):
@@ -33,6 +35,21 @@ class SamplingConfig(Closed):
     exact_fill: bool
 
 
+class EarlyStopConfig(Closed):
+    """Stops when NE on the newest training requests, which are then not trained on, no longer falls.
+
+    holdout_share: of the training requests, the newest.
+    every_steps: steps between two checks.
+    patience: checks without an improvement before training stops.
+    min_improvement: of the mean NE over the tasks; less does not count.
+    """
+
+    holdout_share: Annotated[float, Field(gt=0, lt=1)]
+    every_steps: Count
+    patience: Count
+    min_improvement: NonNegative
+
+
 class TrainConfig(Section):
     """How the ranker is fitted.
 
@@ -40,6 +57,10 @@ class TrainConfig(Section):
     when other work shares the cores, and round differently with each count.
     schedule: after the warm-up both learning rates stay (`constant`) or fall to zero at the last step along a line
     (`linear`) or half a cosine (`cosine`).
+    batch_size: requests per step, of all ranks together.
+    warm_start: a trained model to go on from, see model.warm_start.
+    early_stop: None trains to the last step.
+    tracking: where figures of the running training go, see model.tracking.
     """
 
     section: ClassVar[str] = "train"
@@ -57,6 +78,9 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)]
     max_gradient_norm: Positive
     sampling: SamplingConfig
+    early_stop: EarlyStopConfig | None
+    warm_start: Path | None
+    tracking: tuple[Tracker, ...]
     checkpoint_every_steps: Count
     log_every_steps: Count
 

@@ -1,5 +1,8 @@
 """The training loop: deterministic by seed, stoppable at any step and resumable to the same weights.
 
+With several ranks, each computes its part of every batch. A step's loss is that of the whole batch, the gradients are
+summed in one transfer, and so the weights are, up to rounding and dropout, those of one rank with the same batches.
+
 Legend: B requests, C candidates, K tasks, S steps.
 """
 
@@ -7,25 +10,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from features.errors import DataError
 from model.batch import Batch
-from model.checkpoint import Checkpoint, Header, restore_rng, rng_tensors
+from model.checkpoint import Checkpoint, Header, restore_rng, rng_group, rng_tensors
+from model.distributed import World
+from model.early_stop import EarlyStop
+from model.lbsl import LoadBalancer
 from model.loss import ranking_loss
+from model.loss_history import LossHistory
 from model.optim import Optimizer, OptimizerSettings
 from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
+from model.step_window import StepWindow, count_step
+from model.tracking import Tracker
 from model.train_config import TrainConfig
+from model.warm_start import start_from
 
 logger = logging.getLogger(__name__)
-_NAMED_REQUESTS = 8
 
 
 def schedule_factor(
@@ -55,54 +63,35 @@ class RunIdentity:
     vocabulary_hash: str
 
 
-class LossHistory:
-    """The loss of every step: total, then one per task. Reading waits for the device, so it is done now and then."""
+@dataclass(frozen=True)
+class Companions:
+    """What a training may have beside model and reader.
 
-    def __init__(self, num_columns: int) -> None:
-        self._known_SX = torch.empty(0, num_columns)
-        self._pending: list[tuple[Tensor, Tensor]] = []
+    Attributes:
+        world: the ranks.
+        balancer: the reader's rule, whose state is saved.
+        early_stop: ends the training before its last step.
+        trackers: take figures as it goes on.
+    """
 
-    def add(self, loss_X: Tensor, request_id_B: Tensor) -> None:
-        """Adds a step's detached losses and the requests that gave them."""
-        self._pending.append((loss_X, request_id_B))
-
-    def read(self) -> Tensor:
-        """(S, 1 + K) float32 losses of all steps.
-
-        Raises:
-            DataError: a loss is not finite; names the step and its requests.
-        """
-        if self._pending:
-            fresh_SX = torch.stack([loss_X for loss_X, _ in self._pending]).cpu()
-            broken_S = ~fresh_SX.isfinite().all(dim=1)
-            if broken_S.any():
-                first = int(broken_S.int().argmax())
-                _refuse_loss(self._known_SX.shape[0] + first + 1, self._pending[first][1].tolist())
-            self._known_SX = torch.cat([self._known_SX, fresh_SX])
-            self._pending = []
-        return self._known_SX
-
-    def restore(self, known_SX: Tensor) -> None:
-        """Continues from saved losses."""
-        self._known_SX, self._pending = known_SX, []
-
-
-def _refuse_loss(step: int, request_ids: list[int]) -> None:
-    logger.error("requests of step %d: %s", step, ", ".join(map(str, request_ids)))
-    named = ", ".join(map(str, request_ids[:_NAMED_REQUESTS]))
-    more = len(request_ids) - _NAMED_REQUESTS
-    rest = f" and {more} more" if more > 0 else ""
-    raise DataError(
-        f"train: the loss of step {step} is not finite; its requests: {named}{rest}. "
-        "Lower the learning rates or look at these requests (request_id = file number << 40 | row)"
-    )
+    world: World = field(default_factory=World)
+    balancer: LoadBalancer | None = None
+    early_stop: EarlyStop | None = None
+    trackers: Sequence[Tracker] = ()
 
 
 class Trainer:
     """Owns everything that changes while training: weights, optimizer, reader position, generators, loss history."""
 
     def __init__(
-        self, ranker: Ranker, reader: Reader, config: TrainConfig, *, identity: RunIdentity, device: torch.device
+        self,
+        ranker: Ranker,
+        reader: Reader,
+        config: TrainConfig,
+        *,
+        identity: RunIdentity,
+        device: torch.device,
+        companions: Companions | None = None,
     ) -> None:
         self.ranker = ranker
         self.step = 0
@@ -113,7 +102,9 @@ class Trainer:
         self._config = config
         self._identity = identity
         self._device = device
-        self._losses = LossHistory(1 + len(ranker.config.heads.tasks))
+        self._with = companions or Companions()
+        self._losses = LossHistory(1 + len(ranker.config.heads.tasks), self._with.world)
+        self._window = StepWindow(len(ranker.config.heads.tasks), device)
         settings = OptimizerSettings(config.dense_learning_rate, config.table_learning_rate, config.weight_decay)
         self._optimizer = Optimizer(ranker, settings)
 
@@ -122,58 +113,84 @@ class Trainer:
         """Steps of the whole run."""
         return self._reader.num_batches * self._config.num_epochs
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step was taken, or early stop has ended the run."""
+        stop = self._with.early_stop
+        return self.step >= self.total_steps or (stop is not None and stop.stopped)
+
     def fit(self, until_step: int | None = None, save: Callable[[Checkpoint], None] | None = None) -> None:
         """Trains to `until_step`, or to the end.
 
         Args:
             until_step: stop after this step.
-            save: called with a checkpoint every `checkpoint_every_steps`.
+            save: called with a checkpoint every `checkpoint_every_steps`, on all ranks.
 
         Raises:
-            DataError: a loss is not finite.
+            NonFiniteLossError: a loss is not finite.
         """
         until_step = self.total_steps if until_step is None else until_step
         progress = Progress(logger, "train: step", total=self.total_steps, done=self.step)
         self.ranker.train()
-        while self.step < until_step:
-            for batch in self._reader:
+        while self.step < until_step and not self.is_done:
+            for batch in self._window.timed(self._reader):
                 self._train_on(batch)
-                progress.advance(requests=batch.num_requests, tokens=_num_tokens(batch))
-                if self.step % self._config.log_every_steps == 0 or self.step == self.total_steps:
-                    progress.log(f"loss {self.losses()[-self._config.log_every_steps :, 0].mean():.4f}")
-                if save and self.step % self._config.checkpoint_every_steps == 0 and self.step < self.total_steps:
-                    save(self.capture())
-                if self.step == until_step:
+                progress.advance(requests=batch.num_requests, tokens=batch.num_tokens)
+                self._after_step(progress, save)
+                if self.step == until_step or self.is_done:
                     break
 
+    def _after_step(self, progress: Progress, save: Callable[[Checkpoint], None] | None) -> None:
+        figures: dict[str, float] = {}
+        stop = self._with.early_stop
+        if stop and stop.is_due(self.step):
+            figures["heldout_ne"] = stop.check(self.ranker, self._device)
+            logger.info("train: NE %.4f on held-out requests after step %d", figures["heldout_ne"], self.step)
+            self.ranker.train()
+        if self.step % self._config.log_every_steps == 0 or self.is_done:
+            loss = float(self.losses()[-self._config.log_every_steps :, 0].mean())
+            figures |= {"loss": loss} | self._window.figures()
+            progress.log(f"loss {loss:.4f}")
+        for tracker in self._with.trackers if figures else ():
+            tracker.log(self.step, figures)
+        if save and self.step % self._config.checkpoint_every_steps == 0 and not self.is_done:
+            save(self.capture())
+
     def _train_on(self, batch: Batch) -> None:
-        request_id_B = batch.request_id_B
-        self.num_requests += batch.num_requests
-        self.num_candidates += batch.candidates.action_mask_C.numel()
-        self.num_tokens += _num_tokens(batch)
-        batch = (batch.pin_memory() if self._device.type == "cuda" else batch).to(self._device)
+        world, request_id_B = self._with.world, batch.request_id_B
+        counts = count_step(batch, gamma=self._config.sampling.gamma, world=world)
+        self.num_requests += counts.num_requests
+        self.num_candidates += counts.loss.num_candidates
+        self.num_tokens += counts.num_tokens
+        batch = batch.to(self._device)
         factor = schedule_factor(
             self.step, self.total_steps, warmup_steps=self._config.warmup_steps, schedule=self._config.schedule
         )
         self._optimizer.set_schedule(factor)
         self._optimizer.zero_grad()
-        loss = ranking_loss(self.ranker(batch), batch.candidates, self.ranker.config, self.ranker.spec)
+        loss = ranking_loss(
+            self.ranker(batch), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss
+        )
         loss.total.backward()
+        figures_X = torch.cat([loss.total.detach()[None], loss.task_K, loss.positives_K])
+        figures_X = self._optimizer.sum_over_ranks(world, figures_X)
         self._optimizer.clip(self._config.max_gradient_norm)
         self._optimizer.step()
-        self._losses.add(torch.cat([loss.total.detach()[None], loss.task_K]), request_id_B)
+        loss_X = figures_X[: 1 + len(loss.task_K)]
+        self._losses.add(loss_X, request_id_B)
+        self._window.add(counts, task_K=loss_X[1:], positives_K=figures_X[len(loss_X) :])
         self.step += 1
 
     def losses(self) -> Tensor:
         """(S, 1 + K) float32: total loss, then each task's, of every step so far.
 
         Raises:
-            DataError: a loss is not finite; names the step and its requests.
+            NonFiniteLossError: a loss is not finite; knows the step and its requests.
         """
         return self._losses.read()
 
     def capture(self) -> Checkpoint:
-        """Everything an exact resume needs; the tensors share memory with the model."""
+        """Everything an exact resume needs; the tensors share memory with the model; called by all ranks alike."""
         header = Header(
             run_hash=self._identity.run_hash,
             step=self.step,
@@ -190,29 +207,49 @@ class Trainer:
         tensors = {
             "dense": self.ranker.dense_state(),
             "tables": self.ranker.table_state(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._optimizer.dense_state(),
+            "adagrad": self._optimizer.table_state(),
             "rng": rng_tensors(self._device),
             "losses": {"losses": self.losses()},
         }
+        balancer, stop = self._with.balancer, self._with.early_stop
+        if balancer:
+            state = balancer.global_state(self._reader.rule_state, self._with.world.sum_host)
+            tensors["sampling"] = {"state": torch.from_numpy(state)}
+        if stop:
+            tensors["early_stop"] = {"history": torch.tensor(stop.history, dtype=torch.float64)}
         return Checkpoint(header, tensors)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint of the same run.
+        """Continues from a checkpoint of the same run, whatever number of ranks it had.
+
+        Up to rounding and dropout the next steps are those that its ranks would have taken: the batches, the weights
+        and what the optimizers remember are the same. Generators continue where there are as many ranks as before.
 
         Raises:
             DataError: it belongs to another model or vocabulary.
         """
         header, tensors = checkpoint.header, checkpoint.tensors
-        self.ranker.load_state(dict(tensors["dense"]), dict(tensors["tables"]))
-        self._optimizer.load_state_dict(dict(tensors["optimizer"]))
+        part_of, world = self.ranker.embeddings.tables.part_of, self._with.world
+        tables, sums = (
+            {name: part_of(whole) for name, whole in tensors[group].items()} for group in ("tables", "adagrad")
+        )
+        self.ranker.load_state(dict(tensors["dense"]), tables)
+        self._optimizer.load_state(dict(tensors["optimizer"]), sums)
         self._reader.load_state_dict({"epoch": header.epoch, "position": header.position})
+        if self._with.balancer:
+            self._reader.rule_state = self._with.balancer.local_state(tensors["sampling"]["state"].numpy())
+        if self._with.early_stop:
+            self._with.early_stop.history = tensors["early_stop"]["history"].tolist()
         self._losses.restore(tensors["losses"]["losses"])
         self.step = header.step
         self.num_requests, self.num_candidates = header.num_requests, header.num_candidates
         self.num_tokens = header.num_tokens
-        restore_rng(tensors["rng"], self._device)
+        if rng_group(world) in tensors:
+            restore_rng(tensors[rng_group(world)], self._device)
+        else:
+            torch.manual_seed(self._config.seed + world.rank + 1_000_003 * self.step)
 
-
-def _num_tokens(batch: Batch) -> int:
-    histories = sum(stream.timestamp_ms_T.numel() for stream in batch.streams)
-    return histories + batch.candidates.action_mask_C.numel()
+    def warm_start(self, checkpoint: Checkpoint, *, source: str) -> None:
+        """Begins step 0 with the weights and the optimizer of a trained model; see model.warm_start."""
+        start_from(checkpoint, self.ranker, self._optimizer, source=source)

@@ -66,6 +66,7 @@ def test_two_runs_write_the_same_bytes(tmp_path, build):
         save_checkpoint(tmp_path / name, trainer.capture())
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [
+        "adagrad.safetensors",
         "checkpoint.json",
         "dense.safetensors",
         "losses.safetensors",

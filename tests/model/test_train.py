@@ -3,6 +3,7 @@ import json
 import logging
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,18 +138,19 @@ def test_dataset_without_training_requests_is_refused(paths, make_content, write
 def test_loss_that_is_not_finite_names_its_step_and_requests(paths, monkeypatch):
     honest, seen = model.trainer.ranking_loss, []
 
-    def loss_of(predictions, candidates, config, spec):
+    def loss_of(predictions, candidates, config, spec, *, counts):
         seen.append(candidates)
-        loss = honest(predictions, candidates, config, spec)
-        return loss if len(seen) != 4 else type(loss)(loss.total * torch.nan, loss.task_K, loss.watch_ratio)
+        loss = honest(predictions, candidates, config, spec, counts=counts)
+        return loss if len(seen) != 4 else replace(loss, total=loss.total * torch.nan)
 
     batches, train_on = [], Trainer._train_on
     monkeypatch.setattr(model.trainer, "ranking_loss", loss_of)
     monkeypatch.setattr(Trainer, "_train_on", lambda self, batch: (batches.append(batch), train_on(self, batch)))
     with pytest.raises(DataError) as error:
         train(paths)
-    named = ", ".join(map(str, batches[3].request_id_B.tolist()))
-    assert f"the loss of step 4 is not finite; its requests: {named}" in str(error.value)
+    listed = paths.checkpoints.parent / "not-finite-step-4.txt"
+    assert f"the loss of step 4 is not finite; its 4 requests are listed in {listed}" in str(error.value)
+    assert [int(line) for line in listed.read_text().split()] == batches[3].request_id_B.tolist()
     assert not paths.out.exists()
     # what was saved before the loss broke may be continued, what came after may not
     assert [path.name for path in paths.checkpoints.glob("step-*")] == ["step-000000000003"]

@@ -143,7 +143,7 @@ def test_resumed_decisions_are_those_of_the_uninterrupted_run(stop):
             again = resumed.decide((batch_lengths(step), nothing), begin=0, num_requests=8)
             assert [part.tolist() for part in kept] == [part.tolist() for part in again]
         elif step == stop:
-            resumed.state = resumed.local_state(straight.global_state(straight.state))
+            resumed.state = resumed.local_state(straight.global_state(straight.state, sum_of(1)))
     assert resumed.state == straight.state or stop == 0
 
 
@@ -152,7 +152,7 @@ def test_state_goes_over_to_another_number_of_ranks():
     for step in range(1, 6):
         two.decide((batch_lengths(step),), begin=0, num_requests=16)
     one = LoadBalancer(config(), (MAX_LENGTH,), seed=2)
-    one.state = one.local_state(two.global_state(two.state))
+    one.state = one.local_state(two.global_state(two.state, sum_of(2)))
     assert one.state.step == two.state.step
     # one rank has the requests of both
     assert one.state.target_S[0] == pytest.approx(2 * two.state.target_S[0])
