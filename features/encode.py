@@ -11,6 +11,8 @@ from features.spec import CategoricalField
 
 _MAX_INTENSITY_SIZE = 256
 _MS_PER_HOUR = 3_600_000
+_MS_PER_WEEK = 7 * MS_PER_DAY
+_MS_SINCE_MONDAY = 3 * MS_PER_DAY  # 1970-01-01 was a Thursday
 _NUM_DURATION_CODES = 64
 _NUM_GAP_CODES = 32
 _SIZES = {"hour": 25, "weekday": 8, "duration": _NUM_DURATION_CODES, "gap": _NUM_GAP_CODES}
@@ -85,12 +87,15 @@ def encode_weekday(timestamp_ms: np.ndarray, timezone: str) -> np.ndarray:
 
 def encode_clock(timestamp_ms: np.ndarray, timezone: str) -> tuple[np.ndarray, np.ndarray]:
     """The codes of hour and weekday."""
-    local = local_ms(timestamp_ms, timezone)
-    days = local // MS_PER_DAY
-    hour = (local - days * MS_PER_DAY) // _MS_PER_HOUR
-    since_monday = days + 3  # 1970-01-01 was a Thursday
-    weekday = since_monday - since_monday // 7 * 7  # numpy divides by a constant far faster than it takes remainders
-    return hour.astype(np.uint8) + np.uint8(1), weekday.astype(np.uint8) + np.uint8(1)
+    # Whole weeks before the first one make the hours positive, and unsigned numbers are the fastest to divide.
+    since_monday = local_ms(timestamp_ms, timezone) + _MS_SINCE_MONDAY
+    weeks = min(int(since_monday.min(initial=0)) // _MS_PER_WEEK, 0)
+    hours = (since_monday - weeks * _MS_PER_WEEK).view(np.uint64) // np.uint64(_MS_PER_HOUR)
+    hours = hours.astype(np.uint32)
+    days = hours // np.uint32(24)
+    hour = (hours - days * np.uint32(24)).astype(np.uint8)
+    weekday = (days - days // np.uint32(7) * np.uint32(7)).astype(np.uint8)
+    return hour + np.uint8(1), weekday + np.uint8(1)
 
 
 def encode_duration(duration_ms: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from features.schema import check_schema
 
 PADDING, UNKNOWN, FIRST_KEY = 0, 1, 2
 VOCABULARY_FILE = "vocabulary.json"
+_INT16 = np.arange(1 << 16, dtype=np.uint16).view(np.int16)
 _ID_FIELDS = ("user", "item", "surface")
 
 
@@ -57,14 +58,19 @@ class Vocabulary:
     def lookup(self, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(N,) int32 rows of raw values: null -> 0, unknown -> 1."""
         if pa.types.is_integer(self.keys.type):
-            ids = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-            rows = self._index.find(ids) + np.int32(FIRST_KEY)  # what is not found, at -1, becomes UNKNOWN
+            ids = (pc.fill_null(values, 0) if values.null_count else values).to_numpy(zero_copy_only=False)
+            rows = self._rows_of(ids)
         else:
             position = pc.index_in(values.cast(self.keys.type), value_set=self.keys)
             rows = pc.fill_null(pc.add(position, FIRST_KEY), UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int32)
         if values.null_count:
             rows[values.is_null().to_numpy(zero_copy_only=False)] = PADDING
         return rows
+
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        if ids.dtype == np.int16 and len(ids) > _INT16.size:
+            return self._rows_of(_INT16).take(ids.view(np.uint16))
+        return self._index.find(ids.astype(np.int64, copy=False)) + np.int32(FIRST_KEY)  # -1 becomes UNKNOWN
 
     @cached_property
     def _index(self) -> IdIndex:

@@ -15,6 +15,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from features.errors import DataError
 from pipelines.config import PipelinesConfig
+from pipelines.memory import keep_freed_memory
 from pipelines.preflight import LOCAL, check_runner
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], config: PipelinesConfig
 def run_stage(stage: Callable[[], None]) -> None:
     """Runs a stage's command: progress to stderr, a DataError as its own text and exit status 1."""
     log_to_stderr()
+    keep_freed_memory()
     try:
         stage()
     except DataError as error:
