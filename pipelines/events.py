@@ -20,22 +20,32 @@ from features.files import read_json
 from features.manifest import file_entry
 from features.schema import EVENTS, check_schema, side_table_schema
 
+# Files of days with few rows are read together: some logs have thousands of them, and a unit leaves files of its own.
+_PACK_ROWS = 50_000
+_PACK_FILES = 256
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of row groups of one Parquet file; `version` is the file's when it was planned, see `file_version`."""
+
+    path: str
+    first_group: int
+    last_group: int
+    version: str
+
 
 @dataclass(frozen=True)
 class Unit:
-    """A range of row groups of one Parquet file.
+    """What a worker reads at once: a part of one file, or some small files.
 
     Attributes:
         name: the same in every run and unique in it.
-        version: of the file when it was planned, see `file_version`.
     """
 
-    path: str
     name: str
-    first_group: int
-    last_group: int
+    parts: tuple[Part, ...]
     rows: int
-    version: str
 
 
 def plan_units(events: Path, rows_per_unit: int) -> list[Unit]:
@@ -44,7 +54,22 @@ def plan_units(events: Path, rows_per_unit: int) -> list[Unit]:
     Raises:
         DataError: a file is not Parquet or has another schema.
     """
-    return [unit for path in sorted(events.glob("date=*/*.parquet")) for unit in _units_of(path, events, rows_per_unit)]
+    paths = sorted(events.glob("date=*/*.parquet"))
+    with ThreadPoolExecutor() as threads:
+        of_files = threads.map(lambda path: _units_of(path, events, rows_per_unit), paths)
+        return _packed([unit for units in of_files for unit in units], min(rows_per_unit, _PACK_ROWS))
+
+
+def _packed(units: list[Unit], max_rows: int) -> list[Unit]:
+    """The units with neighbours put together as long as they have at most so many rows."""
+    packed: list[Unit] = []
+    for unit in units:
+        last = packed[-1] if packed else None
+        if last is not None and last.rows + unit.rows <= max_rows and len(last.parts) < _PACK_FILES:
+            packed[-1] = Unit(last.name, last.parts + unit.parts, last.rows + unit.rows)
+        else:
+            packed.append(unit)
+    return packed
 
 
 def file_version(path: str | Path) -> str:
@@ -59,7 +84,7 @@ def check_unchanged(units: Iterable[Unit]) -> None:
     Raises:
         DataError: names the first such file.
     """
-    for path, version in sorted({(unit.path, unit.version) for unit in units}):
+    for path, version in sorted({(part.path, part.version) for unit in units for part in unit.parts}):
         try:
             found = file_version(path)
         except FileNotFoundError:
@@ -91,7 +116,8 @@ def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= rows_per_unit or group == metadata.num_row_groups - 1:
-            units.append(Unit(str(path.absolute()), f"{stem}-{first:05d}", first, group + 1, rows, version))
+            part = Part(str(path.absolute()), first, group + 1, version)
+            units.append(Unit(f"{stem}-{first:05d}", (part,), rows))
             first, rows = group + 1, 0
     return units
 
@@ -100,18 +126,25 @@ def read_unit(unit: Unit) -> pa.Table:
     """The rows of a unit, schema EVENTS.
 
     Raises:
-        DataError: the file is damaged, or is another one than when it was planned.
+        DataError: a file is damaged, or is another one than when it was planned.
     """
-    groups = list(range(unit.first_group, unit.last_group))
-    try:
-        with pq.ParquetFile(unit.path) as source:
-            table = source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
-        check_unchanged([unit])
-        return table
-    except (OSError, IndexError, pa.ArrowException) as error:
-        check_unchanged([unit])
-        problem = " ".join(str(error).split())
-        raise DataError(f"{unit.path}: cannot be read, run the ingest stage again: {problem}") from None
+    tables = []
+    for part in unit.parts:
+        try:
+            with pq.ParquetFile(part.path) as source:
+                tables.append(read_part(source, part))
+        except (OSError, IndexError, pa.ArrowException) as error:
+            check_unchanged([unit])
+            problem = " ".join(str(error).split())
+            raise DataError(f"{part.path}: cannot be read, run the ingest stage again: {problem}") from None
+    check_unchanged([unit])
+    return pa.concat_tables(tables)
+
+
+def read_part(source: pq.ParquetFile, part: Part) -> pa.Table:
+    """The rows of a part of an open file, schema EVENTS."""
+    groups = list(range(part.first_group, part.last_group))
+    return source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
 
 
 def read_side_table(path: Path, key: str, categories: tuple[str, ...]) -> pa.Table:

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from features.hashing import shard_of
 from features.manifest import REQUESTS_FILE, USERS_FILE, shard_name
-from features.schema import EVENTS
 from features.storage import Remote, is_url
-from pipelines.events import Unit
+from pipelines.events import Unit, read_part
 from pipelines.shard_build import StreamsPlan, build_shards, write_shard
 from pipelines.spill import SpillRef, spill_path, write_spill
 
@@ -53,7 +52,7 @@ def shard_steps(spill: str | None, units: list[Unit], plan: StreamsPlan) -> Iter
     try:
         names = _give(remote, units, plan)
         yield lambda pipeline: exchange_shards(
-            pipeline, [dataclasses.replace(u, path=names[u.path]) for u in units], RemotePlan(remote, plan)
+            pipeline, [_renamed(unit, names) for unit in units], RemotePlan(remote, plan)
         )
         _take(remote, plan)
     finally:
@@ -65,9 +64,17 @@ def _token(out: Path) -> str:
     return hashlib.sha256(f"{socket.gethostname()} {out.parent}".encode()).hexdigest()[:12]
 
 
+def _renamed(unit: Unit, names: dict[str, str]) -> Unit:
+    parts = tuple(dataclasses.replace(part, path=names[part.path]) for part in unit.parts)
+    return dataclasses.replace(unit, parts=parts)
+
+
 def _give(remote: Remote, units: list[Unit], plan: StreamsPlan) -> dict[str, str]:
     """Copies the inputs to the URL; the names there of the event files, by path."""
-    names = {path: f"events/{number:06d}.parquet" for number, path in enumerate(sorted({u.path for u in units}))}
+    names = {
+        path: f"events/{number:06d}.parquet"
+        for number, path in enumerate(sorted({part.path for unit in units for part in unit.parts}))
+    }
     for path, name in names.items():
         remote.upload(Path(path), name)
     for name in _SIDE_TABLES:
@@ -111,9 +118,11 @@ class SpillRemote(beam.DoFn):
 
     def process(self, unit: Unit) -> Iterator[tuple[int, SpillRef]]:
         """Reads the unit's row groups, splits and spills."""
-        remote, groups = self._plan.remote, range(unit.first_group, unit.last_group)
-        with remote.open(unit.path) as file, pq.ParquetFile(file) as source:
-            table = source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+        remote, tables = self._plan.remote, []
+        for part in unit.parts:
+            with remote.open(part.path) as file, pq.ParquetFile(file) as source:
+                tables.append(read_part(source, part))
+        table = pa.concat_tables(tables)
         shards = shard_of(table.column("user_id").to_numpy(), self._plan.plan.num_shards)
         with tempfile.TemporaryDirectory(prefix="hstu2-") as folder:
             refs = write_spill(table, shards, Path(folder), unit.name)

@@ -255,9 +255,9 @@ class _Replaces(SpillUnit):
     """Puts another file, as long and as good, in the place of the one that was planned."""
 
     def process(self, unit):
-        copy = Path(unit.path).with_suffix(".copy")
-        shutil.copy2(unit.path, copy)
-        copy.replace(unit.path)
+        path = Path(unit.parts[0].path)
+        shutil.copy2(path, path.with_suffix(".copy"))
+        path.with_suffix(".copy").replace(path)
         yield from super().process(unit)
 
 
@@ -286,7 +286,7 @@ def test_a_day_file_that_vanishes_is_named(build, events, monkeypatch):
 
     def plan_and_remove(directory: Path, rows_per_unit: int) -> list[Unit]:
         units = planned(directory, rows_per_unit)
-        Path(units[0].path).unlink()
+        Path(units[0].parts[0].path).unlink()
         return units
 
     monkeypatch.setattr(pipelines.streams, "plan_units", plan_and_remove)
