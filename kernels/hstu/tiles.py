@@ -50,7 +50,9 @@ class TileSet:
 _SMALL = TileSet(Tiles(32, 32, 4, 1, 64), Tiles(32, 32, 4, 1, 64, True), Tiles(32, 32, 4, 1))
 _CUDA_BAND = TileSet(Tiles(64, 64, 4, 3, 2048), Tiles(64, 64, 4, 2, 1024), Tiles(32, 64, 4, 4), tma=True)
 _CUDA_WIDE = TileSet(Tiles(128, 64, 4, 2, two_loops=True), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), tma=True)
-_CUDA_256 = TileSet(Tiles(64, 64, 8, 2, 2048), Tiles(64, 32, 8, 2, 2048), Tiles(32, 64, 8, 2))
+_CUDA_64_WIDE = TileSet(Tiles(128, 64, 4, 3, two_loops=True), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3), tma=True)
+_CUDA_256 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 3, 1024), Tiles(64, 64, 8, 2), tma=True)
+_CUDA_256_WIDE = TileSet(Tiles(128, 64, 8, 2, two_loops=True), Tiles(128, 32, 8, 2), Tiles(64, 64, 8, 2), tma=True)
 _HIP_128 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 2, 2048), Tiles(32, 64, 4, 1))
 _HIP_256 = TileSet(Tiles(64, 32, 4, 1, 2048), Tiles(32, 32, 4, 1, 2048), Tiles(32, 32, 4, 1))
 
@@ -61,6 +63,9 @@ def choose_tiles(*, dim: int, dtype: torch.dtype, local_window: int, backend: Ba
         return _SMALL
     if backend == "hip":
         return _HIP_128 if dim <= 128 else _HIP_256
+    wide = local_window >= _WIDE_WINDOW
     if dim > 128:
-        return _CUDA_256
-    return _CUDA_WIDE if local_window >= _WIDE_WINDOW else _CUDA_BAND
+        return _CUDA_256_WIDE if wide else _CUDA_256
+    if dim <= 64 and wide:
+        return _CUDA_64_WIDE
+    return _CUDA_WIDE if wide else _CUDA_BAND
