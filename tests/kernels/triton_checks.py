@@ -180,6 +180,24 @@ def check_cached(device, dtype=torch.float32, dims=(16, 16), longest=150):
             compare("cached", found, exact, dtype)
 
 
+def check_far_addresses(device):
+    """Elements beyond 2^31: the last request of a buffer of 4.6 GB gives what it gives alone."""
+    length, num_requests = 2_200, 512
+    buffer = torch.empty(length * num_requests, 4, 4, 128, dtype=torch.bfloat16, device=device).normal_()
+    assert buffer.numel() > 2**31
+    mask, rows = AttentionMask(200, 100), slice(length * (num_requests - 1), None)
+    results = []
+    for qkv, count in (
+        ([buffer[:, i] for i in range(1, 4)], num_requests),
+        ([buffer[rows, i] for i in range(1, 4)], 1),
+    ):
+        arguments = layout([length - 7] * count, [7] * count, 0, device)
+        weight = torch.ones(len(qkv[0]), 4, 128, dtype=torch.bfloat16, device=device)
+        results.append([x[-length:].clone() for x in run(qkv, weight, mask, arguments, "triton")])
+    for name, found, alone in zip(NAMES, *results, strict=True):
+        compare(f"far {name}", found, alone.double(), torch.bfloat16)
+
+
 def check_expanded_gradient(device):
     """sum() hands back a gradient without strides."""
     arguments = layout([40], [2], 1, device)
@@ -240,6 +258,7 @@ def checks(device):
     for dtype, dims in (*cases, (half, (20, 8))):
         options = {"dims": dims, "dtype": dtype}
         yield f"ragged {dtype}, dims {dims}", lambda options=options: check_ragged(device, 10, 700, **options)
+    yield "far addresses", lambda: check_far_addresses(device)
     long = {"dims": (128, 128), "dtype": brain}
     for axis in ("queries", "keys"):
         mask = AttentionMask(100, 300, axis)
