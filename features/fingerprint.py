@@ -20,6 +20,7 @@ from features.jagged import Jagged, list_array
 from features.schema import CANDIDATES
 
 _NUM_LANES = 2
+_ROWS_PER_BLOCK = 20_000
 _MASK = (1 << 64) - 1
 
 
@@ -39,11 +40,20 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class _Records:
-    """Rows packed into bytes; those of user u are data[ends[u] : ends[u + 1]]."""
+class _Group:
+    """Columns of equal length; user u has rows ends[u] : ends[u + 1] of each."""
 
-    data: memoryview
-    ends: list[int]
+    columns: list[np.ndarray]
+    ends: np.ndarray
+
+    def bytes_of(self, first: int, last: int) -> tuple[memoryview, list[int]]:
+        """The rows of some users, row by row, and where each user's bytes end."""
+        begin, end = self.ends[first], self.ends[last]
+        records = np.empty(end - begin, [(f"f{place}", column.dtype) for place, column in enumerate(self.columns)])
+        for place, column in enumerate(self.columns):
+            records[f"f{place}"] = column[begin:end]
+        ends = (self.ends[first : last + 1] - begin) * records.dtype.itemsize
+        return records.view(np.uint8).data, ends.tolist()
 
 
 def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:
@@ -58,32 +68,45 @@ def fingerprint(users: pa.Table, requests: pa.Table) -> Fingerprint:
     """
     schema = "\n".join(f"{field.name} {field.type}" for table in (users, requests) for field in table.schema)
     start = hashlib.sha256(schema.encode())
-    parts = list(_parts(users, requests))
+    groups = list(_groups(users, requests))
     digests = bytearray()
-    for user in range(users.num_rows):
-        digest = start.copy()
-        for part in parts:
-            digest.update(part.data[part.ends[user] : part.ends[user + 1]])
-        digests += digest.digest()
+    for first, last in _blocks(groups, users.num_rows):
+        parts = [group.bytes_of(first, last) for group in groups]
+        for user in range(last - first):
+            digest = start.copy()
+            for data, ends in parts:
+                digest.update(data[ends[user] : ends[user + 1]])
+            digests += digest.digest()
     # Little-endian on every machine, of the 32 bytes of each digest the first lanes.
     lanes = np.frombuffer(digests, "<u8").reshape(users.num_rows, 4)[:, :_NUM_LANES].sum(axis=0, dtype=np.uint64)
     return Fingerprint(tuple(lanes.tolist()))
 
 
-def _parts(users: pa.Table, requests: pa.Table) -> Iterator[_Records]:
+def _blocks(groups: list[_Group], num_users: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users with few rows, so that what is packed for them stays in the processor's cache."""
+    rows = np.sum([group.ends for group in groups], axis=0)
+    first = 0
+    while first < num_users:
+        last = int(np.searchsorted(rows, rows[first] + _ROWS_PER_BLOCK, side="right")) - 1
+        last = min(max(last, first + 1), num_users)
+        yield first, last
+        first = last
+
+
+def _groups(users: pa.Table, requests: pa.Table) -> Iterator[_Group]:
     every_user = np.arange(users.num_rows + 1)
     first_request = np.searchsorted(requests.column("user_row").to_numpy(), every_user)
     streams = _streams(users)
-    columns = {name: users.column(name).to_numpy() for name in users.column_names if "." not in name}
-    columns |= {stream: jagged[0].lengths for stream, jagged in streams.items()}
-    yield _pack([*columns.values(), np.diff(first_request)], every_user)
+    columns = [users.column(name).to_numpy() for name in users.column_names if "." not in name]
+    columns += [jagged[0].lengths for jagged in streams.values()]
+    yield _Group([*columns, np.diff(first_request)], every_user)
     for jagged in streams.values():
-        yield _pack([column.values for column in jagged], jagged[0].offsets)
+        yield _Group([column.values for column in jagged], jagged[0].offsets)
     plain = [name for name in requests.column_names if name not in ("user_row", CANDIDATES)]
     fields = requests.schema.field(CANDIDATES).type.value_type.fields
     candidates = [Jagged.from_arrow(list_array(requests, f"{CANDIDATES}.{field.name}"), field.name) for field in fields]
-    yield _pack([*(requests.column(name).to_numpy() for name in plain), candidates[0].lengths], first_request)
-    yield _pack([column.values for column in candidates], candidates[0].offsets[first_request])
+    yield _Group([*(requests.column(name).to_numpy() for name in plain), candidates[0].lengths], first_request)
+    yield _Group([column.values for column in candidates], candidates[0].offsets.take(first_request))
 
 
 def _streams(users: pa.Table) -> dict[str, list[Jagged]]:
@@ -96,10 +119,3 @@ def _streams(users: pa.Table) -> dict[str, list[Jagged]]:
             if not np.array_equal(jagged[-1].offsets, jagged[0].offsets):
                 raise DataError(f"columns of '{stream}' differ in length")
     return streams
-
-
-def _pack(columns: list[np.ndarray], ends: np.ndarray) -> _Records:
-    records = np.empty(len(columns[0]), [(f"f{place}", column.dtype) for place, column in enumerate(columns)])
-    for place, column in enumerate(columns):
-        records[f"f{place}"] = column
-    return _Records(records.view(np.uint8).data, (ends * records.dtype.itemsize).tolist())

@@ -115,7 +115,7 @@ def _duplicates(events: pa.Table, rows: np.ndarray, tied: np.ndarray) -> np.ndar
         rows: (N,) its rows in order.
         tied: (N - 1,) whether a row has the user and the time of the next one.
     """
-    positions = np.flatnonzero(np.append(tied, False) | np.insert(tied, 0, False))
+    positions = np.flatnonzero(_either(tied))
     if len(positions) == 0:
         return positions
     begins = np.ones(len(positions), bool)
@@ -129,6 +129,14 @@ def _duplicates(events: pa.Table, rows: np.ndarray, tied: np.ndarray) -> np.ndar
     return positions[suspects[repeated]]
 
 
+def _either(pairs: np.ndarray) -> np.ndarray:
+    """(N,) bool which elements are in a marked pair of neighbours; (N - 1,) bool for the pairs."""
+    marked = np.zeros(len(pairs) + 1, bool)
+    marked[:-1] = pairs
+    marked[1:] |= pairs
+    return marked
+
+
 def _same_item_and_page(items: np.ndarray, pages: np.ndarray) -> np.ndarray:
     """Ascending places of rows that share page and item with another one, and of few besides.
 
@@ -138,8 +146,7 @@ def _same_item_and_page(items: np.ndarray, pages: np.ndarray) -> np.ndarray:
     digest = mix64(pages ^ mix64(items)) >> index_bits
     packed = np.sort((digest << index_bits) | np.arange(len(items), dtype=np.uint64))
     same = (packed[1:] ^ packed[:-1]) >> index_bits == 0
-    suspect = np.append(same, False) | np.insert(same, 0, False)
-    return np.sort((packed[suspect] & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64))
+    return np.sort((packed[_either(same)] & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64))
 
 
 def _repeated(rows: pa.Table, pages: np.ndarray) -> np.ndarray:
