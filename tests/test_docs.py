@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/decisions.md",
     "docs/data-contract.md",
     "docs/operations.md",
+    "docs/sources.md",
 )
 CODE = re.compile(r"`((?:features|pipelines|kernels|model|flows|tests|docs)/[\w./-]*|[\w.-]+\.(?:lock|toml|yaml|md))`")
 LINK = re.compile(r"\]\(([\w./-]+)\)")

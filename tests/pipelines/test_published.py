@@ -230,6 +230,40 @@ def test_taobao(raw: Path, example: Example, build: Build) -> None:
     assert items.rows() == [(2268318, "2520377"), (2333346, "2520771"), (2576651, "149192")]
 
 
+def test_the_parts_of_kuairand_27k_are_merged_by_time(
+    raw: Path, write_params: Example, build: Build, log_line: Callable[..., str]
+) -> None:
+    header = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
+    header += "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
+    day, noon = 86_400_000, 1_650_600_000_000
+    files = {
+        "log_random_4_22_to_5_08_27k.csv": [log_line(time_ms=noon + 3, video_id=4, is_rand=1, tab=2)],
+        "log_standard_4_08_to_4_21_27k_part1.csv": [log_line(time_ms=noon + offset - day) for offset in (0, 4)],
+        "log_standard_4_08_to_4_21_27k_part2.csv": [log_line(time_ms=noon + offset - day) for offset in (2, 6)],
+        # User 2 is in the second half only; the log begins hours before its first date.
+        "log_standard_4_22_to_5_08_27k_part2.csv": [
+            log_line(user_id=2, time_ms=noon - day // 2 - 3_600_000),
+            log_line(user_id=2, time_ms=noon, play_time_ms=-8, duration_ms=0),
+        ],
+        "video_features_statistic_27k_part1.csv": ["averages over the whole month"],
+    }
+    for name, rows in files.items():
+        (raw / name).write_text("\n".join([header, *rows]) + "\n")
+    params = write_params(
+        raw, data={"eval_days": 1}, features={"vocabulary": {"min_count": 1, "base": None}}, pipelines={"num_shards": 2}
+    )
+    found = build(params)
+    assert found.stats["kept"] == 7
+    first = pl.read_parquet(found.folder / "events" / "date=2022-04-21" / "part-000.parquet")
+    assert (first["timestamp_ms"] - (noon - day)).to_list() == [0, 2, 4, 6, day // 2 - 3_600_000]
+    assert first["user_id"].to_list() == [1, 1, 1, 1, 2]
+    last = pl.read_parquet(found.folder / "events" / "date=2022-04-22" / "part-000.parquet")
+    assert last.select("user_id", "surface", "watch_ms", "duration_ms").rows() == [
+        (2, 1, 0, None),
+        (1, 102, 5000, 10000),
+    ]
+
+
 YAMBDA_EVENTS = pl.DataFrame(
     {
         "uid": [100, 100, 100, 200],
