@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from features.errors import DataError
 from features.files import read_json, write_json
@@ -45,16 +45,14 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 
 
-def _play_in(root: Path, args: argparse.Namespace) -> int:
-    """Runs this command in the clone; returns its exit status."""
+def _play_in(root: Path, args: argparse.Namespace) -> NoReturn:
+    """Becomes this command in the clone."""
     words = ["--out", str(args.out.absolute()), "--nights", str(args.nights), "--stop-after", str(args.stop_after)]
     words += ["--kills"] if args.kills else []
-    return subprocess.run(
-        [sys.executable, "-m", "flows.nights", *words, "--json", str(args.json.absolute())],
-        cwd=root,
-        env=interpreter_environment(os.environ) | {"PYTHONPATH": str(root)},
-        check=False,
-    ).returncode
+    words += ["--json", str(args.json.absolute())]
+    environment = interpreter_environment(os.environ) | {"PYTHONPATH": str(root)}
+    os.chdir(root)
+    os.execve(sys.executable, [sys.executable, "-m", "flows.nights", *words], environment)
 
 
 def set_up(out: Path, *, fresh: bool) -> Simulation:
@@ -140,7 +138,7 @@ def main() -> None:
     simulation = set_up(args.out.absolute(), fresh=args.fresh)
     if simulation.root != ROOT:
         # Nights play with the clone's own code: whatever changes here meanwhile is not part of them.
-        sys.exit(_play_in(simulation.root, args))
+        _play_in(simulation.root, args)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("flows.nights_scenario", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
