@@ -18,12 +18,13 @@ from features.spec import FeatureSpec
 from model.calibration import calibration_bins
 from model.checkpoint import check_compatible, load_checkpoint
 from model.config import ModelConfig
+from model.distributed import World, joined_world
 from model.evaluation import Evaluation, Scores, measure, score_candidates
 from model.floor import floor_logits, read_impressions
 from model.ranker import Ranker
 from model.reader import Reader
 from model.sampler import EVALUATION, TRAIN
-from model.stage import device_of, max_lengths, run_stage, write_csv
+from model.stage import device_of, max_lengths, quiet_unless_first, run_stage, write_csv
 from model.train_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class EvaluatePaths:
 def evaluate(paths: EvaluatePaths) -> None:
     """Runs the stage: scores every evaluation candidate once and writes all figures.
 
+    Under torchrun it is called by every rank; they share the scoring, the first does the rest.
+
     Raises:
         DataError: the model does not belong to the dataset or to params.yaml, or there is nothing to evaluate.
     """
@@ -50,7 +53,11 @@ def evaluate(paths: EvaluatePaths) -> None:
     torch.set_num_threads(config.num_threads)
     spec, tasks = dataset.manifest.spec, model_config.heads.tasks
     check_groups(config, spec)
-    scores = score_dataset(dataset, paths.model, config, model_config=model_config)
+    with joined_world(device_of(config.device, "evaluate.device")) as world:
+        quiet_unless_first(world.is_first)
+        scores = score_dataset(dataset, paths.model, config, model_config=model_config, world=world)
+    if not world.is_first:
+        return
     logger.info("evaluate: fitting the floor")
     with threadpool_limits(config.num_threads):
         floor = floor_logits(
@@ -80,25 +87,39 @@ def check_groups(config: EvaluateConfig, spec: FeatureSpec) -> None:
                 )
 
 
-def score_dataset(dataset: StreamsDataset, model: Path, config: EvaluateConfig, *, model_config: ModelConfig) -> Scores:
-    """Loads the model and scores the evaluation window.
+def score_dataset(
+    dataset: StreamsDataset,
+    model: Path,
+    config: EvaluateConfig,
+    *,
+    model_config: ModelConfig,
+    world: World | None = None,
+) -> Scores:
+    """Loads the model and scores the evaluation window, together with the other ranks where there are any.
 
     Raises:
         DataError: the model does not belong to the dataset or configuration, or the window is empty.
     """
-    spec, device = dataset.manifest.spec, device_of(config.device, "evaluate.device")
+    world = world or World()
+    spec, device = dataset.manifest.spec, world.own_device(device_of(config.device, "evaluate.device"))
     checkpoint = load_checkpoint(model)
     check_compatible(
         checkpoint.header, model_config, spec, vocabulary_hash=dataset.manifest.vocabulary_hash, source=model
     )
-    ranker = Ranker(model_config, spec, device=device)
-    ranker.load_state(dict(checkpoint.tensors["dense"]), dict(checkpoint.tensors["tables"]))
+    ranker = Ranker(model_config, spec, device=device, world=world)
+    part_of = ranker.embeddings.tables.part_of
+    tables = {name: part_of(whole) for name, whole in checkpoint.tensors["tables"].items()}
+    ranker.load_state(dict(checkpoint.tensors["dense"]), tables)
     reader = Reader(
-        dataset, split=EVALUATION, batch_size=config.batch_size, max_lengths=max_lengths(model_config, spec)
+        dataset,
+        split=EVALUATION,
+        batch_size=config.batch_size,
+        max_lengths=max_lengths(model_config, spec),
+        world=world,
     )
     if reader.num_requests == 0:
         raise DataError(f"{dataset.path}: no requests in the evaluation window")
-    return score_candidates(ranker, reader, device)
+    return score_candidates(ranker, reader, device, world=world)
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation) -> None:

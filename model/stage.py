@@ -15,7 +15,7 @@ from features.files import atomic_file
 from features.spec import FeatureSpec
 from model.config import ModelConfig
 
-LOGGERS = ("model", "__main__")
+_LOGGERS = ("model", "__main__")
 
 
 def run_stage(stage: Callable[[], None]) -> None:
@@ -31,8 +31,14 @@ def log_to_stderr() -> None:
     """Shows the progress of our own modules and the warnings of all."""
     # Importing fbgemm sets up the root logger and says much at INFO: hence force, and INFO for our own loggers alone.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in LOGGERS:
+    for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def quiet_unless_first(is_first: bool) -> None:
+    """Lets only the first rank's progress through; warnings come from all."""
+    for name in _LOGGERS if not is_first else ():
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def device_of(name: str, key: str) -> torch.device:

@@ -29,7 +29,7 @@ from model.loss_history import NonFiniteLossError
 from model.ranker import Ranker
 from model.reader import Reader
 from model.sampler import TRAIN, RequestIndex, index_requests
-from model.stage import LOGGERS, device_of, max_lengths, run_stage, write_csv
+from model.stage import device_of, max_lengths, quiet_unless_first, run_stage, write_csv
 from model.tracking import Tracker, open_trackers
 from model.train_config import TrainConfig
 from model.trainer import Companions, RunIdentity, Trainer
@@ -67,9 +67,7 @@ def train(paths: TrainPaths) -> None:
     check_validated(paths.validation, dataset)
     torch.set_num_threads(config.num_threads)
     with joined_world(device_of(config.device, "train.device")) as world:
-        if not world.is_first:
-            for name in LOGGERS:
-                logging.getLogger(name).setLevel(logging.WARNING)
+        quiet_unless_first(world.is_first)
         _train(paths, dataset, config, model_config=model_config, world=world)
 
 
