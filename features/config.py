@@ -15,6 +15,8 @@ from features.errors import DataError
 TokenContext = Literal["surface", "hour", "weekday", "duration", "gap"]
 CandidateContext = Literal["surface", "hour", "weekday", "duration"]
 Edges = tuple[float, ...]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a stage reads params.yaml several times
 TABULAR_SOURCES = ("parquet", "csv", "jsonl")
 
 
@@ -37,7 +39,7 @@ class Section(Closed):
             DataError: the file or section is missing, a key is unknown, or a value is out of range.
         """
         try:
-            document = yaml.safe_load(path.read_text())
+            document = yaml.load(path.read_text(), Loader=_LOADER)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except yaml.YAMLError as error:

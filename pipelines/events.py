@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +122,8 @@ def _units_of(path: Path, events: Path, rows_per_unit: int) -> list[Unit]:
     return units
 
 
-def read_unit(unit: Unit) -> pa.Table:
-    """The rows of a unit, schema EVENTS.
+def read_unit(unit: Unit, columns: Sequence[str] = EVENTS.names) -> pa.Table:
+    """The rows of a unit, schema EVENTS, or some of its columns.
 
     Raises:
         DataError: a file is damaged, or is another one than when it was planned.
@@ -132,7 +132,7 @@ def read_unit(unit: Unit) -> pa.Table:
     for part in unit.parts:
         try:
             with pq.ParquetFile(part.path) as source:
-                tables.append(read_part(source, part))
+                tables.append(read_part(source, part, columns))
         except (OSError, IndexError, pa.ArrowException) as error:
             check_unchanged([unit])
             problem = " ".join(str(error).split())
@@ -141,10 +141,10 @@ def read_unit(unit: Unit) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def read_part(source: pq.ParquetFile, part: Part) -> pa.Table:
-    """The rows of a part of an open file, schema EVENTS."""
-    groups = list(range(part.first_group, part.last_group))
-    return source.read_row_groups(groups, columns=EVENTS.names, use_threads=False).cast(EVENTS)
+def read_part(source: pq.ParquetFile, part: Part, columns: Sequence[str] = EVENTS.names) -> pa.Table:
+    """The rows of a part of an open file, schema EVENTS, or some of its columns."""
+    groups, schema = list(range(part.first_group, part.last_group)), pa.schema([EVENTS.field(c) for c in columns])
+    return source.read_row_groups(groups, columns=list(columns), use_threads=False).select(columns).cast(schema)
 
 
 def read_side_table(path: Path, key: str, categories: tuple[str, ...]) -> pa.Table:

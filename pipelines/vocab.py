@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable
+import shutil
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,21 +16,14 @@ from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
 from features.files import atomic_directory, write_json
 from features.schema import check_schema, side_table_schema
-from features.vocabulary import Vocabulary, VocabularySet, extend
+from features.vocabulary import UNKNOWN, Vocabulary, VocabularySet, extend
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
 from pipelines.events import Unit, cut_of, plan_units
-from pipelines.key_counts import COUNTED, CountUnit
+from pipelines.key_counts import COUNTED, count_steps, total_counts
 
 _LOG = logging.getLogger(__name__)
 _SIDES = ("train", "eval")
-
-
-def total_counts(paths: Iterable[Path]) -> pl.DataFrame:
-    """Sums the units' counts, ascending by key."""
-    empty = pl.DataFrame(schema={"key": pl.Int64, "train": pl.Int64, "eval": pl.Int64})
-    frames = [empty, *(pl.read_parquet(path) for path in sorted(paths))]
-    return pl.concat(frames).group_by("key").agg(pl.col("train", "eval").sum()).sort("key")
 
 
 def category_counts(counts: pl.DataFrame, side: pa.Table, key: str, *, category: str) -> pl.DataFrame:
@@ -60,12 +52,10 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
     with atomic_directory(out) as temporary:
         work = temporary / "work"
         work.mkdir()
-        run_pipeline(lambda pipeline: _wire(pipeline, units, cut_ms, work=work), config)
-        counts = {field: total_counts(work.glob(f"*.{field}.parquet")) for field in COUNTED}
+        run_pipeline(lambda pipeline: count_steps(pipeline, units, cut_ms, work=work), config)
+        counts = {field: _frame(total_counts(work, field)) for field in COUNTED}
         _check_counts(counts["user"], units, events, data=data)
-        for path in work.iterdir():
-            path.unlink()
-        work.rmdir()
+        shutil.rmtree(work)
         counts |= _side_counts(counts["item"], "item_id", events / "items.parquet", features.item_categories)
         counts |= _side_counts(counts["user"], "user_id", events / "users.parquet", features.user_categories)
         fields = {field: _extend(base, field, count, features.vocabulary.min_count) for field, count in counts.items()}
@@ -73,8 +63,10 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
         write_json(temporary / "stats.json", {field: _describe(fields[field], counts[field]) for field in fields})
 
 
-def _wire(pipeline: beam.Pipeline, units: list[Unit], cut_ms: int, *, work: Path) -> None:
-    _ = pipeline | beam.Create(units) | beam.Reshuffle() | beam.ParDo(CountUnit(cut_ms, str(work)))
+def _frame(counts: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(counts)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _check_counts(users: pl.DataFrame, units: list[Unit], events: Path, *, data: DataConfig) -> None:
@@ -115,11 +107,10 @@ def _base_size(base: VocabularySet | None, field: str) -> int:
 
 def _describe(vocabulary: Vocabulary, counts: pl.DataFrame) -> dict[str, Any]:
     """Size, and the share of events on either side of the cut whose value has no row."""
-    keys = pl.Series(vocabulary.keys.to_pylist(), dtype=counts["key"].dtype)
-    known = counts["key"].is_in(keys.implode())
+    unknown_keys = vocabulary.lookup(counts["key"].to_arrow()) == UNKNOWN
     description: dict[str, Any] = {"size": vocabulary.size}
     for side in _SIDES:
-        total, unknown = int(counts[side].sum()), int(counts.filter(~known)[side].sum())
+        total, unknown = int(counts[side].sum()), int(counts[side].to_numpy()[unknown_keys].sum())
         description[side] = {"events": total, "unknown": unknown, "unknown_share": unknown / total if total else 0.0}
     return description
 
