@@ -6,11 +6,13 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sources.raw import RANK_SHIFT
 from pipelines.spill import SpillRef, read_spill
 
 ROWS_PER_FILE = 2_000_000
@@ -19,23 +21,39 @@ ROWS_PER_GROUP = 500_000
 MAX_SORTED_ROWS = 20_000_000
 
 
-def write_day(refs: Iterable[SpillRef], directory: Path) -> None:
+class RankedSpill(NamedTuple):
+    """Rows of one log file, whose source_order is that of rank 0, and the file's rank."""
+
+    rank: int
+    ref: SpillRef
+
+
+def write_day(spills: Iterable[RankedSpill], directory: Path) -> None:
     """Writes `part-NNN.parquet` files in (timestamp_ms, source_order) order; a retried attempt writes the same bytes.
 
     Args:
-        refs: the day's rows; spill files are named so that their order is the order of source_order.
+        spills: the day's rows in the order of source_order.
         directory: the day's folder.
     """
     directory.mkdir(exist_ok=True)
     part = 0
-    for run in _runs(refs):
-        rows = read_spill(run)
+    for run in _runs(spills):
+        rows = pa.concat_tables(_ranked_rows(spill) for spill in run)
         # Stable, so rows of equal time stay in the order of source_order.
         order = np.argsort(rows["timestamp_ms"].to_numpy(), kind="stable")
         for start in range(0, len(order), ROWS_PER_FILE):
             table = rows.take(pa.array(order[start : start + ROWS_PER_FILE]))
             _write(table, directory / f"part-{part:03d}.parquet")
             part += 1
+
+
+def _ranked_rows(spill: RankedSpill) -> pa.Table:
+    rows = read_spill([spill.ref])
+    if spill.rank == 0:
+        return rows
+    index = rows.schema.get_field_index("source_order")
+    source_order = pa.array(rows["source_order"].to_numpy() + (spill.rank << RANK_SHIFT))
+    return rows.set_column(index, rows.schema.field(index), source_order)
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -54,12 +72,12 @@ def count_rows(out: Path) -> dict[str, int]:
     return days
 
 
-def _runs(refs: Iterable[SpillRef]) -> Iterator[list[SpillRef]]:
-    run: list[SpillRef] = []
-    for ref in sorted(refs, key=lambda ref: (ref.path, ref.batch)):
-        if run and sum(held.rows for held in run) + ref.rows > MAX_SORTED_ROWS:
+def _runs(spills: Iterable[RankedSpill]) -> Iterator[list[RankedSpill]]:
+    run: list[RankedSpill] = []
+    for spill in spills:
+        if run and sum(held.ref.rows for held in run) + spill.ref.rows > MAX_SORTED_ROWS:
             yield run
             run = []
-        run.append(ref)
+        run.append(spill)
     if run:
         yield run

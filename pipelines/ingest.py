@@ -1,84 +1,34 @@
 """The stage `ingest`: raw logs in; EVENTS by local day, the side tables and the quarantine out.
 
-A claim check keeps events out of the runner's shuffle: each piece of a file is read, checked, split by day and spilled
-to one Arrow file; only references to the spilled batches are grouped; each day is then written from its mapped batches.
+Each log file is parsed once into the store (pipelines/increment_logs.py), each day is put together once from what was
+parsed (pipelines/increment_days.py). A night so reads what is new and takes the rest over, with the same bytes as if it
+had read everything; without a store it does.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import logging
 import shutil
-import typing
-from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import apache_beam as beam
-import numpy as np
-
-from features.calendar import local_day_index
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
-from features.files import atomic_directory, read_json, write_json
+from features.files import atomic_directory, write_json
 from pipelines.config import PipelinesConfig
-from pipelines.day_files import count_rows, write_day
-from pipelines.engine import run_pipeline, run_stage
-from pipelines.progress import Phase, log_progress
-from pipelines.quarantine import (
-    Account,
-    account_of,
-    add_accounts,
-    check_ratio,
-    describe_account,
-    reasons_of,
-    save_part,
-    write_quarantine,
-)
-from pipelines.side_files import write_side_table
-from pipelines.sources.plan import plan_logs, plan_units
-from pipelines.sources.raw import LogLayout, RawFile, TimeRange, WorkUnit
-from pipelines.sources.read import events_table, read_unit
-from pipelines.spill import SpillRef, write_spill
+from pipelines.engine import run_stage
+from pipelines.increment_days import DayPlan, in_window, plan_days, write_days
+from pipelines.increment_logs import LOGS, LogReader, ParsedLog, load_logs
+from pipelines.increment_sides import SIDES, StoredSide, load_side_table
+from pipelines.increment_store import Store, code_digest, link
+from pipelines.quarantine import Account, check_ratio, describe_account, reasons_of, write_quarantine
+from pipelines.sources.plan import plan_logs
+from pipelines.sources.raw import RawLogs
 
 _LOG = logging.getLogger(__name__)
-_EPOCH = datetime.date(1970, 1, 1)
-_WORK = "work"  # spill files, quarantine parts and accounts, removed before the events are published
-
-
-class ReadUnit(beam.DoFn):
-    """A work unit in, (local day, reference) pairs out; its account and its bad rows wait in files."""
-
-    def __init__(self, layout: LogLayout, times: TimeRange, timezone: str, *, work: Path) -> None:
-        self._layout = layout
-        self._times = times
-        self._timezone = timezone
-        self._work = work
-
-    def process(self, unit: WorkUnit) -> Iterator[tuple[int, SpillRef]]:
-        """Reads, checks, splits and spills."""
-        rows = read_unit(unit, self._layout, self._times)
-        save_part(rows.quarantine, self._work, unit.name)
-        table = events_table(rows.events)
-        days, inverse = np.unique(
-            local_day_index(table["timestamp_ms"].to_numpy(), self._timezone), return_inverse=True
-        )
-        refs = write_spill(table, inverse, self._work, unit.name) if len(table) else []
-        write_json(_account_path(self._work, unit), account_of(unit.file.name, rows).model_dump())
-        for ref in refs:
-            yield int(days[ref.partition]), ref
-
-
-class WriteDay(beam.DoFn):
-    """(local day, references) in, the day's files on disk."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-
-    def process(self, element: tuple[int, Iterable[SpillRef]]) -> None:
-        """Sorts and writes one day."""
-        day, refs = element
-        write_day(refs, self._out / f"date={_EPOCH + datetime.timedelta(days=day)}")
+_STATS = "stats.json"
+_WORK = "work"  # the store of a run that keeps none, removed before the events are published
 
 
 def ingest(params: Path, events: Path, quarantine: Path) -> None:
@@ -90,93 +40,104 @@ def ingest(params: Path, events: Path, quarantine: Path) -> None:
     data, features = DataConfig.load(params), FeaturesConfig.load(params)
     config = PipelinesConfig.load(params)
     logs = plan_logs(data, features)
-    units = tuple(unit for file in logs.files for unit in plan_units(file, config.rows_per_unit))
-    num_rows = sum(unit.num_rows for unit in units)
-    if not num_rows:
-        raise DataError(f"{data.path}: no row in {len(logs.files)} file(s), only headers")
-    _LOG.info("%s: %s rows in %d files", data.path, f"{num_rows:,}", len(logs.files))
-    with atomic_directory(quarantine) as quarantine_out, atomic_directory(events) as out:
-        work = out / _WORK
-        work.mkdir()
-        side_accounts = [
-            *write_side_table(logs.users, out / "users.parquet", work),
-            *write_side_table(logs.items, out / "items.parquet", work),
-        ]
-        read = Phase("rows read", num_rows, lambda: _rows_read(work, units))
-        written = Phase("rows written", num_rows, lambda: sum(count_rows(out).values()))
-        with log_progress(read, written):
-            reader = ReadUnit(logs.layout, logs.times, data.timezone, work=work)
-            run_pipeline(lambda pipeline: _wire(pipeline, reader, units, out), config)
-        accounts = _collect(work, logs.files, units)
-        for account in (*accounts, *side_accounts):
-            check_ratio(account, data.max_quarantine_ratio)
-        days = count_rows(out)
-        _reconcile(data.path, accounts, days)
-        write_quarantine(work, quarantine_out)
-        shutil.rmtree(work)
-        write_json(out / "stats.json", _summary(accounts, side_accounts, days))
-    kept, bad = (sum(counts) for counts in zip(*((a.kept, a.quarantined) for a in accounts), strict=True))
-    _LOG.info("kept %s events of %d days, quarantined %s rows", f"{kept:,}", len(days), f"{bad:,}")
+    with atomic_directory(events) as out, atomic_directory(quarantine) as quarantine_out:
+        store = Store(config.store or out / _WORK)
+        with store.opened():
+            stats = _ingest(logs, data, config, store=store, out=out, quarantine=quarantine_out)
+        shutil.rmtree(out / _WORK, ignore_errors=True)
+        write_json(out / _STATS, stats)
+        # The quarantine is published first. Were the run killed between the two, old events without an account are
+        # refused by all who read them, so nobody takes the new quarantine for theirs.
+        (events / _STATS).unlink(missing_ok=True)
 
 
-def _wire(pipeline: beam.Pipeline, read: ReadUnit, units: tuple[WorkUnit, ...], out: Path) -> None:
-    _ = (
-        pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(read).with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
-        | "Meet" >> beam.GroupByKey()
-        | "Write" >> beam.ParDo(WriteDay(out))
+def _ingest(
+    logs: RawLogs, data: DataConfig, config: PipelinesConfig, *, store: Store, out: Path, quarantine: Path
+) -> dict[str, Any]:
+    """Writes everything but the account, and returns that."""
+    reader = LogReader(logs.layout, logs.times, data.timezone, code_digest())
+    sides = [load_side_table(table, store, reader.code) for table in (logs.users, logs.items)]
+    parsed = load_logs(logs, reader, store, config=config)
+    held = [log for log in parsed if not _is_outside(log, data)]
+    _check_rows(data, parsed, held)
+    side_accounts = [account for side in sides for account in side.accounts]
+    for account in (*(log.entry.account for log in held), *side_accounts):
+        check_ratio(account, data.max_quarantine_ratio)
+    plans = plan_days(held, data.window)
+    if not plans:
+        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in _reasons(held).items())
+        raise DataError(f"{data.path}: no event is left, every row was quarantined: {reasons}")
+    num_made = write_days(plans, out, store, reader=reader, config=config)
+    for side, name in zip(sides, ("users", "items"), strict=True):
+        link(side.table, out / f"{name}.parquet")
+    write_quarantine(_quarantine_parts(held, sides, store), quarantine)
+    _prune(store, parsed, sides, data)
+    stats = _summary(held, side_accounts, plans, data=data)
+    _LOG.info(
+        "kept %s events of %d days (%d put together, %d as they were), quarantined %s rows",
+        *(f"{stats['kept']:,}", len(plans), num_made, len(plans) - num_made, f"{stats['quarantined']:,}"),
     )
+    return stats
 
 
-def _account_path(work: Path, unit: WorkUnit) -> Path:
-    return work / f"account-{unit.name}.json"
+def _is_outside(log: ParsedLog, data: DataConfig) -> bool:
+    """Whether a file has rows, all of them of days outside of the window: then it is not part of the dataset."""
+    days = log.entry.days
+    return bool(days) and not any(in_window(day, data.window) for day in days)
 
 
-def _rows_read(work: Path, units: tuple[WorkUnit, ...]) -> int:
-    return sum(unit.num_rows for unit in units if _account_path(work, unit).exists())
+def _check_rows(data: DataConfig, parsed: list[ParsedLog], held: list[ParsedLog]) -> None:
+    """Refuses logs without a row, and a window without one."""
+    if not any(log.entry.account.read for log in parsed):
+        raise DataError(f"{data.path}: no row in {len(parsed)} file(s), only headers")
+    if not any(log.entry.account.read for log in held):
+        days = [day for log in parsed for day in log.entry.days]
+        raise DataError(f"{data.path}: no row in the window (data.window); the logs have {min(days)} to {max(days)}")
 
 
-def _collect(work: Path, files: tuple[RawFile, ...], units: tuple[WorkUnit, ...]) -> list[Account]:
-    """One account per log file.
-
-    Raises:
-        DataError: a piece was not read.
-    """
-    pieces: dict[str, list[Account]] = {file.name: [] for file in files}
-    for unit in units:
-        pieces[unit.file.name].append(Account.model_validate(read_json(_account_path(work, unit))))
-    return [add_accounts(name, accounts) for name, accounts in pieces.items()]
+def _reasons(logs: list[ParsedLog]) -> dict[str, int]:
+    return reasons_of(log.entry.account for log in logs)
 
 
-def _reconcile(path: Path, accounts: list[Account], days: dict[str, int]) -> None:
-    """Refuses a run that lost or doubled rows, or that has none.
-
-    Raises:
-        DataError: so it was.
-    """
-    kept, written = sum(account.kept for account in accounts), sum(days.values())
-    if kept != written:
-        raise DataError(f"{path}: {kept} good rows were read, {written} reached the day files; nothing was published")
-    if not kept:
-        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in reasons_of(accounts).items())
-        raise DataError(f"{path}: no event is left, every row was quarantined: {reasons}")
+def _quarantine_parts(logs: list[ParsedLog], sides: list[StoredSide], store: Store) -> list[Path]:
+    """The bad rows' files in the order of the raw files, the side tables last."""
+    of_logs = [store.folder(LOGS, log.log.key) / name for log in logs for name in sorted(log.entry.quarantine)]
+    return [*of_logs, *(path for side in sides for path in side.quarantine)]
 
 
-def _summary(accounts: list[Account], side_accounts: list[Account], days: dict[str, int]) -> dict[str, object]:
+def _prune(store: Store, parsed: list[ParsedLog], sides: list[StoredSide], data: DataConfig) -> None:
+    """Forgets what no raw file is behind, and the rows (not the account) of files outside of the window."""
+    store.prune(LOGS, [log.log.key for log in parsed])
+    store.prune(SIDES, [side.key for side in sides])
+    for log in parsed:
+        if _is_outside(log, data):
+            for name in log.entry.files.keys() - log.entry.quarantine.keys():
+                (store.folder(LOGS, log.log.key) / name).unlink(missing_ok=True)
+
+
+def _summary(
+    logs: list[ParsedLog], side_accounts: list[Account], plans: list[DayPlan], *, data: DataConfig
+) -> dict[str, Any]:
+    """The account: read = kept + outside + quarantined, over the files that are part of the dataset."""
+    days = {plan.day: plan.rows for plan in plans}
+    window = data.window
+    files = [_describe(log, data) for log in logs]
     return {
-        "read": sum(account.read for account in accounts),
-        "kept": sum(account.kept for account in accounts),
-        "quarantined": sum(account.quarantined for account in accounts),
-        "reasons": reasons_of(accounts),
+        **{name: sum(file[name] for file in files) for name in ("read", "kept", "outside", "quarantined")},
+        "reasons": _reasons(logs),
         "first_day": min(days),
         "last_day": max(days),
         "days": days,
-        "window": [min(days), max(days)],
-        "files": [describe_account(account) for account in accounts],
+        "window": [min(days), max(days)] if window is None else [window.first.isoformat(), window.until.isoformat()],
+        "files": files,
         "side_tables": [describe_account(account) for account in side_accounts],
     }
+
+
+def _describe(log: ParsedLog, data: DataConfig) -> dict[str, Any]:
+    kept = sum(rows for day, rows in log.entry.rows.items() if in_window(day, data.window))
+    outside = log.entry.account.kept - kept
+    return {**describe_account(log.entry.account), "kept": kept, "outside": outside}
 
 
 def main() -> None:

@@ -122,17 +122,23 @@ def describe_account(account: Account) -> dict[str, object]:
     }
 
 
-def save_part(rows: pl.DataFrame, directory: Path, name: str) -> None:
-    """Keeps the bad rows of one piece, if any, for `write_quarantine`; `name` sorts the pieces."""
+def part_path(directory: Path, name: str) -> Path:
+    """Where the bad rows of the piece `name` wait."""
+    return directory / f"quarantine-{name}.parquet"
+
+
+def save_part(rows: pl.DataFrame, directory: Path, name: str) -> bool:
+    """Keeps the bad rows of one piece for `write_quarantine`, if there are any; tells whether there were."""
     if len(rows):
-        pq.write_table(rows.to_arrow().cast(QUARANTINE), directory / f"quarantine-{name}.parquet")
+        pq.write_table(rows.to_arrow().cast(QUARANTINE), part_path(directory, name))
+    return bool(len(rows))
 
 
-def write_quarantine(parts: Path, directory: Path) -> None:
-    """Writes `directory/rows.parquet` from the parts that `save_part` left, ordered by their names."""
+def write_quarantine(parts: Iterable[Path], directory: Path) -> None:
+    """Writes `directory/rows.parquet` from parts that `save_part` left, in the order in which they are given."""
     with pq.ParquetWriter(directory / "rows.parquet", QUARANTINE, compression="zstd") as writer:
         held = QUARANTINE.empty_table()
-        for path in sorted(parts.glob("quarantine-*.parquet")):
+        for path in parts:
             held = pa.concat_tables([held, pq.read_table(path)])
             # Whole row groups only, so that the bytes do not tell how the files were cut into pieces.
             whole = len(held) // ROWS_PER_GROUP * ROWS_PER_GROUP

@@ -204,26 +204,33 @@ def _check_events(dataset: StreamsDataset, inputs: Inputs) -> Figures:
 
 
 def _check_accounts(dataset: StreamsDataset, inputs: Inputs) -> Figures:
-    """No row is lost or doubled from the raw files to the shards: read = events + quarantined + duplicates."""
+    """No row is lost or doubled from the files to the shards: read = events + outside + quarantined + duplicates."""
     ingest, streams = (read_json(directory / "stats.json") for directory in (inputs.events, inputs.streams))
-    shards = dataset.manifest.shards
+    shards, outside = dataset.manifest.shards, ingest["outside"]
     stored = sum(pq.read_metadata(path).num_rows for path in inputs.events.glob("date=*/*.parquet"))
     events, duplicates = sum(shard.events for shard in shards), sum(shard.duplicates for shard in shards)
     accounts = {
-        "ingest's read = kept + quarantined": (ingest["read"], ingest["kept"] + ingest["quarantined"]),
+        "ingest's read = kept + outside + quarantined": (
+            ingest["read"],
+            ingest["kept"] + outside + ingest["quarantined"],
+        ),
         "ingest's quarantined = the sum over its reasons": (ingest["quarantined"], sum(ingest["reasons"].values())),
         "ingest's kept = rows of the event files": (ingest["kept"], stored),
         "rows of the event files = streams' read": (stored, streams["read"]),
         "streams' read = events + duplicates": (streams["read"], streams["events"] + streams["duplicates"]),
         "streams' events = the sum over the shards": (streams["events"], events),
         "streams' duplicates = the sum over the shards": (streams["duplicates"], duplicates),
-        "read = events + quarantined + duplicates": (ingest["read"], events + ingest["quarantined"] + duplicates),
+        "read = events + outside + quarantined + duplicates": (
+            ingest["read"],
+            events + outside + ingest["quarantined"] + duplicates,
+        ),
     }
     for account, (left, right) in accounts.items():
         if left != right:
             raise DataError(f"{dataset.path}: check 'accounts': {account} does not hold: {left} and {right}")
     return {
         "read": ingest["read"],
+        "outside": outside,
         "quarantined": ingest["quarantined"],
         "duplicates": duplicates,
         "events": events,

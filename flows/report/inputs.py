@@ -30,11 +30,12 @@ class Figures(BaseModel):
 
 
 class FileAccount(Figures):
-    """One log file: read = kept + quarantined."""
+    """One log file: read = kept + outside (of the window) + quarantined."""
 
     file: str
     read: int
     kept: int
+    outside: int = 0
     quarantined: int
     reasons: dict[str, int]
 
@@ -46,6 +47,7 @@ class EventsStats(Figures):
     last_day: datetime.date
     read: int
     kept: int
+    outside: int = 0
     quarantined: int
     reasons: dict[str, int]
     days: dict[datetime.date, int]

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.engine
 from features.errors import DataError
 from features.files import read_json
+from pipelines.config import PipelinesConfig
 from pipelines.ingest import ingest
 
 ROWS = 20_000
@@ -71,12 +73,44 @@ def run(tmp_path: Path, write_params: Callable[..., Path]) -> Callable[..., dict
     return run
 
 
+def before_the_first_pipeline(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Lets something happen after the files were planned and before they are read."""
+    check, done = pipelines.engine.check_runner, []
+
+    def check_and_act(config: PipelinesConfig) -> None:
+        check(config)
+        if not done:
+            done.append(True)
+            act()
+
+    monkeypatch.setattr(pipelines.engine, "check_runner", check_and_act)
+
+
 def published(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".lock", ".yaml") and "raw" not in path.parts
     }
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_replaced_by_one_of_as_many_rows_is_named(
+    raw: Path, tmp_path: Path, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    run()
+    before = published(tmp_path)
+    other = day_table(1, seed=1)
+
+    def replace() -> None:
+        if not in_place:
+            day_path(raw, 1).unlink()
+        write_day(raw, 1, other)
+
+    before_the_first_pipeline(monkeypatch, replace)
+    with pytest.raises(DataError, match=r"date=2022-04-23/part-0\.parquet: .*chang"):
+        run()
+    assert published(tmp_path) == before
 
 
 def test_a_half_written_day_is_named(raw: Path, tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:

@@ -19,12 +19,11 @@ import pytest
 from features.errors import DataError
 from features.files import read_json
 from features.schema import EVENTS, side_table_schema
-from pipelines import day_files
-from pipelines import ingest as stage
+from pipelines import day_files, increment_days
+from pipelines.day_files import RankedSpill
 from pipelines.ingest import ingest
 from pipelines.sources import lines
 from pipelines.sources.raw import RANK_SHIFT
-from pipelines.spill import SpillRef
 
 FIRST_MS = 1_650_600_000_000  # 2022-04-22 12:00 in Shanghai
 DAY_MS = 86_400_000
@@ -118,6 +117,7 @@ def test_the_account_adds_up(
             "file": "log_standard_4_08_to_4_21_pure.csv",
             "read": 300,
             "kept": 298,
+            "outside": 0,
             "quarantined": 2,
             "reasons": {"negative id": 1, "too few fields": 1},
         },
@@ -125,6 +125,7 @@ def test_the_account_adds_up(
             "file": "log_standard_4_22_to_5_08_pure.csv",
             "read": 301,
             "kept": 298,
+            "outside": 0,
             "quarantined": 3,
             "reasons": {"negative id": 1, "too few fields": 2},
         },
@@ -227,16 +228,15 @@ def test_lost_rows_publish_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
+    write_log([log_line()], "log_standard_4_08_to_4_21_pure.csv")
     params = write_params(write_log([log_line(), log_line(time_ms=FIRST_MS + DAY_MS)]))
 
-    def write_only_one_day(refs: Iterable[SpillRef], directory: Path) -> None:
-        if directory.name.endswith("22"):
-            day_files.write_day(refs, directory)
+    def write_one_row(spills: Iterable[RankedSpill], directory: Path) -> None:
+        day_files.write_day(list(spills)[:1], directory)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_day", write_only_one_day)
-        with pytest.raises(DataError, match="2 good rows were read, 1 reached the day files; nothing was published"):
-            run(params)
+    monkeypatch.setattr(increment_days, "write_day", write_one_row)
+    with pytest.raises(DataError, match="2 good rows of 2022-04-22 were read, 1 reached its files; nothing was"):
+        run(params)
     assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.endswith(".lock")] == []
 
 

@@ -96,7 +96,7 @@ def test_parts_are_written_in_the_order_of_their_names(tmp_path: Path) -> None:
         save_part(raw_rows(0, [("tab", "bad"), (None, "short")], first_row).quarantine, tmp_path, name)
     save_part(raw_rows(4, []).quarantine, tmp_path, "0")
     assert len(list(tmp_path.iterdir())) == 2
-    write_quarantine(tmp_path, tmp_path)
+    write_quarantine(sorted(tmp_path.glob("quarantine-*.parquet")), tmp_path)
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.schema.equals(QUARANTINE)
     assert table["row"].to_pylist() == [10, 11, 30, 31]
@@ -112,12 +112,12 @@ def test_the_bytes_do_not_tell_the_pieces(tmp_path_factory: pytest.TempPathFacto
             save_part(rows[start:stop], folder, f"{start:03d}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(quarantine, "ROWS_PER_GROUP", 7)
-            write_quarantine(folder, folder)
+            write_quarantine(sorted(folder.glob("quarantine-*.parquet")), folder)
         written.append((folder / "rows.parquet").read_bytes())
         assert pl.read_parquet(folder / "rows.parquet")["row"].to_list() == rows["row"].to_list()
     assert written[0] == written[1]
 
 
 def test_without_bad_rows_the_file_is_there_and_empty(tmp_path: Path) -> None:
-    write_quarantine(tmp_path, tmp_path)
+    write_quarantine(sorted(tmp_path.glob("quarantine-*.parquet")), tmp_path)
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0

@@ -67,6 +67,7 @@ def write_events(directory: Path) -> None:
         {
             "read": table.num_rows + 3,
             "kept": table.num_rows,
+            "outside": 0,
             "quarantined": 3,
             "reasons": {"is null": 2, "is too old": 1},
             "last_day": "1970-01-10",
@@ -169,7 +170,11 @@ def test_a_spec_with_other_sizes_is_noticed(folder):
 @pytest.mark.parametrize(
     ("file", "edit", "problem"),
     [
-        ("events/stats.json", lambda s: s.update(read=s["read"] + 1), r"ingest's read = kept \+ quarantined"),
+        (
+            "events/stats.json",
+            lambda s: s.update(read=s["read"] + 1),
+            r"ingest's read = kept \+ outside \+ quarantined",
+        ),
         ("events/stats.json", lambda s: s["reasons"].pop("is null"), "ingest's quarantined = the sum over its reasons"),
         (
             "events/stats.json",
