@@ -129,7 +129,7 @@ def _settings(folder: Path, source: str) -> Path:
     document = yaml.safe_load(Path("params.yaml").read_text())
     document["data"] |= {"source": source, "path": str(folder), "earliest": "1990-01-01", "timezone": "UTC"}
     streams = {"consumption": "all"}
-    nothing = {"item_categories": [], "user_categories": []}
+    nothing: dict[str, list[str]] = {"item_categories": [], "user_categories": []}
     document["features"] |= {"actions": _ACTIONS[source], "streams": streams, **nothing}
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(document))

@@ -58,7 +58,7 @@ def test_help_loads_nothing_heavy():
         (("run",), "hstu2: data/raw/synthetic: no such folder of raw logs; name one with"),
         (("run", "--set", "train.num_epoch=2"), "hstu2: params.yaml: train.num_epoch: unknown key (a typo?)"),
         (("run", "--set", "train.num_epochs"), "hstu2: --set train.num_epochs: write section.key=value"),
-        (("run", "--source", "csv"), "hstu2: params.yaml: data: Value error, 'tabular' is for the sources parquet, csv and"),
+        (("run", "--source", "csv"), "hstu2: params.yaml: data: Value error, 'tabular' is for the sources parquet,"),
         (("score",), "hstu2: models/bundle: no bundle; manifest.json is written last, run the export stage"),
         (("inspect", "nowhere"), "hstu2: nowhere/manifest.json: missing, so nowhere is not a finished dataset"),
         (("report",), "hstu2: "),

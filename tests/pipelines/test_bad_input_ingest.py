@@ -100,8 +100,7 @@ def test_a_file_with_only_a_header_beside_others(
 def test_a_missing_column(write_log: Make, write_params: Make, refused: Refused) -> None:
     folder = write_log([], header="user_id,time_ms,is_click")
     assert refused(write_params(folder)) == (
-        f"{LOG}: column 'video_id' is missing (a column of KuaiRand's log); found: user_id,"
-        " time_ms, is_click"
+        f"{LOG}: column 'video_id' is missing (a column of KuaiRand's log); found: user_id, time_ms, is_click"
     )
 
 

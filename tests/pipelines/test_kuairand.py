@@ -143,7 +143,7 @@ def test_side_tables_that_nothing_needs_may_be_missing(
         ),
         (
             {"actions": ["is_shared"], "streams": {"consumption": "all"}},
-            "features.actions: 'is_shared' is unknown, KuaiRand has is_click, is_like, is_follow, is_comment, is_forward",
+            "features.actions: 'is_shared' is unknown, KuaiRand has is_click, is_like, is_follow, is_comment,",
         ),
     ],
 )
