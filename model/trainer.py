@@ -102,9 +102,9 @@ class Trainer:
         self._config = config
         self._identity = identity
         self._device = device
-        self._with = companions or Companions()
-        self._losses = LossHistory(1 + len(ranker.config.heads.tasks), self._with.world)
-        self._window = StepWindow(len(ranker.config.heads.tasks), device)
+        self.companions = companions or Companions()
+        self._losses = LossHistory(1 + len(ranker.config.heads.tasks), self.companions.world)
+        self.window = StepWindow(len(ranker.config.heads.tasks), device)
         settings = OptimizerSettings(config.dense_learning_rate, config.table_learning_rate, config.weight_decay)
         self._optimizer = Optimizer(ranker, settings)
 
@@ -116,7 +116,7 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether the last step was taken, or early stop has ended the run."""
-        stop = self._with.early_stop
+        stop = self.companions.early_stop
         return self.step >= self.total_steps or (stop is not None and stop.stopped)
 
     def fit(self, until_step: int | None = None, save: Callable[[Checkpoint], None] | None = None) -> None:
@@ -133,7 +133,7 @@ class Trainer:
         progress = Progress(logger, "train: step", total=self.total_steps, done=self.step)
         self.ranker.train()
         while self.step < until_step and not self.is_done:
-            for batch in self._window.timed(self._reader):
+            for batch in self.window.timed(self._reader):
                 self._train_on(batch)
                 progress.advance(requests=batch.num_requests, tokens=batch.num_tokens)
                 self._after_step(progress, save)
@@ -142,22 +142,22 @@ class Trainer:
 
     def _after_step(self, progress: Progress, save: Callable[[Checkpoint], None] | None) -> None:
         figures: dict[str, float] = {}
-        stop = self._with.early_stop
+        stop = self.companions.early_stop
         if stop and stop.is_due(self.step):
             figures["heldout_ne"] = stop.check(self.ranker, self._device)
             logger.info("train: NE %.4f on held-out requests after step %d", figures["heldout_ne"], self.step)
             self.ranker.train()
         if self.step % self._config.log_every_steps == 0 or self.is_done:
             loss = float(self.losses()[-self._config.log_every_steps :, 0].mean())
-            figures |= {"loss": loss} | self._window.figures()
+            figures |= {"loss": loss} | self.window.figures()
             progress.log(f"loss {loss:.4f}")
-        for tracker in self._with.trackers if figures else ():
+        for tracker in self.companions.trackers if figures else ():
             tracker.log(self.step, figures)
         if save and self.step % self._config.checkpoint_every_steps == 0 and not self.is_done:
             save(self.capture())
 
     def _train_on(self, batch: Batch) -> None:
-        world, request_id_B = self._with.world, batch.request_id_B
+        world, request_id_B = self.companions.world, batch.request_id_B
         counts = count_step(batch, gamma=self._config.sampling.gamma, world=world)
         self.num_requests += counts.num_requests
         self.num_candidates += counts.loss.num_candidates
@@ -178,7 +178,7 @@ class Trainer:
         self._optimizer.step()
         loss_X = figures_X[: 1 + len(loss.task_K)]
         self._losses.add(loss_X, request_id_B)
-        self._window.add(counts, task_K=loss_X[1:], positives_K=figures_X[len(loss_X) :])
+        self.window.add(counts, task_K=loss_X[1:], positives_K=figures_X[len(loss_X) :])
         self.step += 1
 
     def losses(self) -> Tensor:
@@ -212,9 +212,9 @@ class Trainer:
             "rng": rng_tensors(self._device),
             "losses": {"losses": self.losses()},
         }
-        balancer, stop = self._with.balancer, self._with.early_stop
+        balancer, stop = self.companions.balancer, self.companions.early_stop
         if balancer:
-            state = balancer.global_state(self._reader.rule_state, self._with.world.sum_host)
+            state = balancer.global_state(self._reader.rule_state, self.companions.world.sum_host)
             tensors["sampling"] = {"state": torch.from_numpy(state)}
         if stop:
             tensors["early_stop"] = {"history": torch.tensor(stop.history, dtype=torch.float64)}
@@ -230,17 +230,17 @@ class Trainer:
             DataError: it belongs to another model or vocabulary.
         """
         header, tensors = checkpoint.header, checkpoint.tensors
-        part_of, world = self.ranker.embeddings.tables.part_of, self._with.world
+        part_of, world = self.ranker.embeddings.tables.part_of, self.companions.world
         tables, sums = (
             {name: part_of(whole) for name, whole in tensors[group].items()} for group in ("tables", "adagrad")
         )
         self.ranker.load_state(dict(tensors["dense"]), tables)
         self._optimizer.load_state(dict(tensors["optimizer"]), sums)
         self._reader.load_state_dict({"epoch": header.epoch, "position": header.position})
-        if self._with.balancer:
-            self._reader.rule_state = self._with.balancer.local_state(tensors["sampling"]["state"].numpy())
-        if self._with.early_stop:
-            self._with.early_stop.history = tensors["early_stop"]["history"].tolist()
+        if self.companions.balancer:
+            self._reader.rule_state = self.companions.balancer.local_state(tensors["sampling"]["state"].numpy())
+        if self.companions.early_stop:
+            self.companions.early_stop.history = tensors["early_stop"]["history"].tolist()
         self._losses.restore(tensors["losses"]["losses"])
         self.step = header.step
         self.num_requests, self.num_candidates = header.num_requests, header.num_candidates
