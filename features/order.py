@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from features.columns import one_array, take_rows
 from features.hashing import mix64
 
-_DIGIT = np.uint64(1 << 16)
+_MAX_COUNTED_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _ranked(user_id: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     encoded = user_id.dictionary_encode()
     distinct = encoded.dictionary.to_numpy()
     ascending = np.argsort(distinct)
-    rank = np.empty(len(distinct), np.uint16 if len(distinct) <= _DIGIT else np.uint32)
+    rank = np.empty(len(distinct), np.uint16 if len(distinct) <= 1 << 16 else np.uint32)
     rank[ascending] = np.arange(len(distinct), dtype=rank.dtype)
     return distinct[ascending], rank.take(encoded.indices.to_numpy())
 
@@ -68,8 +68,9 @@ def _sort(ranks: np.ndarray, timestamp_ms: np.ndarray, source_order: np.ndarray)
     """Row numbers by ascending rank, then descending (timestamp_ms, source_order)."""
     # Event files are in the order of time and source, so reading them backwards leaves only the users to be sorted.
     if not _ascends(timestamp_ms, source_order):
-        oldest_first = _sort_stable(timestamp_ms, np.argsort(source_order, kind="stable"))
-        return oldest_first[::-1][_stable_order(ranks.take(oldest_first[::-1]))]
+        by_source = stable_argsort(source_order)
+        newest = by_source.take(stable_argsort(timestamp_ms.take(by_source)))[::-1]
+        return newest.take(_stable_order(ranks.take(newest)))
     return len(ranks) - 1 - _stable_order(ranks[::-1])
 
 
@@ -84,27 +85,27 @@ def _ascends(timestamp_ms: np.ndarray, source_order: np.ndarray) -> bool:
     )
 
 
+def stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """(N,) int64 rows by ascending int64 key, rows of equal keys in their order."""
+    with np.errstate(over="ignore"):
+        above = (keys - keys.min()).view(np.uint64) if len(keys) else keys.view(np.uint64)
+    key_bits, row_bits = int(above.max(initial=0)).bit_length(), max(len(keys) - 1, 0).bit_length()
+    if key_bits <= _MAX_COUNTED_BITS:
+        return _stable_order(above.astype(np.uint32))
+    if key_bits + row_bits > 64:
+        return np.argsort(above, kind="stable")
+    # Sorting values is several times faster than sorting indices, so the row rides in the key's free low bits.
+    packed = np.sort((above << np.uint64(row_bits)) | np.arange(len(keys), dtype=np.uint64))
+    return (packed & np.uint64((1 << row_bits) - 1)).view(np.int64)
+
+
 def _stable_order(ranks: np.ndarray) -> np.ndarray:
     """(N,) int64 rows by ascending rank; 16 bits at a time, since numpy sorts those by counting."""
     order = np.argsort(ranks.astype(np.uint16), kind="stable")
     if ranks.dtype != np.uint16:
         high = (ranks >> np.uint32(16)).astype(np.uint16)
-        order = order[np.argsort(high.take(order), kind="stable")]
+        order = order.take(np.argsort(high.take(order), kind="stable"))
     return order
-
-
-def _sort_stable(keys: np.ndarray, preference: np.ndarray) -> np.ndarray:
-    """Row numbers by ascending int64 key, equal keys in the order in which `preference` lists the rows.
-
-    Sorting values is several times faster than sorting indices, so the preference rides in the key's free low bits.
-    """
-    with np.errstate(over="ignore"):
-        above = (keys - keys.min()).view(np.uint64).take(preference)
-    rank_bits = (len(keys) - 1).bit_length()
-    if int(above.max()).bit_length() + rank_bits > 64:
-        return preference[np.argsort(above, kind="stable")]
-    packed = np.sort((above << np.uint64(rank_bits)) | np.arange(len(keys), dtype=np.uint64))
-    return preference[(packed & np.uint64((1 << rank_bits) - 1)).view(np.int64)]
 
 
 def _duplicates(events: pa.Table, rows: np.ndarray, tied: np.ndarray) -> np.ndarray:

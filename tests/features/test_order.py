@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.order import newest_first
+from features.order import newest_first, stable_argsort
 
 ROW = st.tuples(
     st.integers(0, 3),  # user
@@ -85,3 +85,9 @@ def test_more_users_than_16_bits_can_number(make_events):
     assert order.rows.tolist() == np.lexsort((-np.arange(100_000), -times, users)).tolist()
     shuffled = rng.permutation(100_000)
     assert shuffled[newest_first(table.take(pa.array(shuffled))).rows].tolist() == order.rows.tolist()
+
+
+@given(st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**31)), max_size=40))
+def test_sorting_rows_is_stable(keys):
+    order = stable_argsort(np.array(keys, np.int64))
+    assert order.tolist() == sorted(range(len(keys)), key=keys.__getitem__)
