@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kernels import ops
 from kernels.mask import AttentionMask
 from kernels.plan import AttentionPlan
 from kernels.reference import hstu_attention_reference
@@ -54,8 +56,12 @@ def hstu_attention(
     if impl not in IMPLEMENTATIONS:
         raise NotImplementedError(f"hstu_attention has no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
     _check_shapes(q_THA, k_THA, v_THV)
+    unknown = plan is None
     if plan is None:
         plan = AttentionPlan(offsets_B1, num_candidates_B, num_contextual, q_THA.shape[0])
+    if impl == "triton" and torch.compiler.is_compiling():
+        return ops.attention(q_THA, k_THA, v_THV, plan, mask, alpha=alpha, scale=scale, check=unknown)
+    if unknown:
         plan.check()
     if impl == "reference":
         return hstu_attention_reference(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from kernels import ops
 from kernels.attention import hstu_attention
 from kernels.mask import AttentionMask
 from kernels.norm import GatedNorm, check_impl, gated_norm, layer_norm
@@ -100,6 +101,8 @@ def stu_layer(
         NotImplementedError: the implementation does not exist, or cannot take this device, dtype or shape.
     """
     check_impl(impl)
+    if impl == "triton" and torch.compiler.is_compiling():
+        return ops.stu_layer(z_TD, weights, plan, settings, seed=seed)
     if impl == "triton":
         from kernels.layer.stu_function import stu_layer_triton
 
