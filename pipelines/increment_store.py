@@ -75,6 +75,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._stamps: dict[str, tuple[list[int], str]] = {}
+        self._made: set[tuple[str, str]] = set()
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -103,6 +104,7 @@ class Store:
         """Writes the entry's record; until then the folder counts for nothing."""
         record = entry.model_dump(mode="json")
         write_json(self.folder(kind, key) / ENTRY, {"digest": _record_digest(record), "entry": record})
+        self._made.add((kind, key))
 
     def load(self, kind: str, key: str, model: type[Model]) -> Model | None:
         """An entry's record, or None when there is none that can be trusted."""
@@ -119,7 +121,9 @@ class Store:
         return None
 
     def is_sound(self, kind: str, key: str, files: Mapping[str, FileEntry]) -> bool:
-        """Whether the files of an entry are those that it was finished with."""
+        """Whether the files of an entry are those that it was finished with; this run's own are not read again."""
+        if (kind, key) in self._made:
+            return True
         for name, expected in files.items():
             path = self.folder(kind, key) / name
             if not path.exists():
