@@ -43,7 +43,7 @@ def test_command_runs_small(tmp_path, monkeypatch, arguments):
     if arguments:
         assert set(document["samples_per_second"]) == {"sl", "lbsl"}
     else:
-        assert [row["variant"] for row in document["variants"]][0] == "1 stream(s), semi-local, bf16"
+        assert document["variants"][0]["variant"] == "1 stream(s), semi-local, bf16"
         assert 0 <= document["data"]["data_wait_share"] <= 1
 
 
