@@ -50,7 +50,7 @@ def linear(
         bias_N: (N,) added to every row.
         residual_TN: (T, N) added to the product.
     """
-    check_impl(impl)
+    check_impl(impl, _values(x_TK))
     if impl == "triton":
         from kernels.layer import gemms
 
@@ -84,7 +84,7 @@ def project_uvqk(
         impl: "reference" or "triton".
         keep_pre: for the backward: returns what SiLU got, and leaves u empty.
     """
-    check_impl(impl)
+    check_impl(impl, _values(x_TK))
     if impl == "triton":
         from kernels.layer import gemms
 
@@ -94,6 +94,10 @@ def project_uvqk(
     if keep_pre:
         return Projections(activated[:, :0], activated[:, num_gates:], pre.to(dtype))
     return Projections(activated[:, :num_gates], activated[:, num_gates:])
+
+
+def _values(x: Matrix) -> Tensor:
+    return x.values_TD if isinstance(x, QuantisedRows) else x
 
 
 def _product(x: Matrix, weight: Matrix) -> Tensor:

@@ -15,6 +15,8 @@ from kernels.attention import IMPLEMENTATIONS
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
+# Beneath it 448 / largest is beyond fp32, and infinity times the row's zeros is NaN.
+_VANISHING = 1e-35
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,21 @@ class GatedNorm:
 
 
 def quantise_rows(x_TD: Tensor, *, impl: str) -> QuantisedRows:
-    """Rows in e4m3, each scaled to its own largest element."""
-    check_impl(impl)
+    """Rows in e4m3, each scaled to its own largest element; rows of less than 1e-35 become zeros."""
+    check_impl(impl, x_TD)
     if impl == "triton":
         from kernels.layer import norms
 
         return norms.quantise_rows(x_TD)
     x_TD = x_TD.float()
-    scale_T = x_TD.abs().amax(dim=1) / _FP8_MAX
-    factor_T = torch.where(scale_T > 0, 1 / scale_T, 0.0)
-    return QuantisedRows((x_TD * factor_T[:, None]).to(FP8), scale_T)
+    largest_T = x_TD.abs().amax(dim=1)
+    factor_T = torch.where(largest_T > _VANISHING, _FP8_MAX / largest_T, 0.0)
+    return QuantisedRows((x_TD * factor_T[:, None]).to(FP8), largest_T / _FP8_MAX)
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, *, epsilon: float, impl: str) -> Tensor:
     """LayerNorm of each row, with autograd; statistics in fp32."""
-    check_impl(impl)
+    check_impl(impl, x_TD)
     if impl == "triton":
         from kernels.layer import norms
 
@@ -74,7 +76,7 @@ def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, *, epsilon: float
 
 def layer_norm_quantised(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, *, epsilon: float, impl: str) -> QuantisedRows:
     """LayerNorm of each row, quantised before it reaches memory; no autograd."""
-    check_impl(impl)
+    check_impl(impl, x_TD)
     if impl == "triton":
         from kernels.layer import norms
 
@@ -97,7 +99,7 @@ def gated_norm(
         impl: "reference" or "triton".
         seed: of the dropout in "triton"; the reference draws from PyTorch's generator.
     """
-    check_impl(impl)
+    check_impl(impl, a_TE)
     if a_TE.shape[1] % settings.num_groups:
         raise ValueError(f"{a_TE.shape[1]} columns do not make {settings.num_groups} groups")
     if impl == "triton":
@@ -109,11 +111,16 @@ def gated_norm(
     return torch.nn.functional.dropout((normal * weight_E + bias_E) * u_TE, settings.dropout)
 
 
-def check_impl(impl: str) -> None:
-    """Refuses an implementation that does not exist.
+def check_impl(impl: str, x: Tensor) -> None:
+    """Refuses an implementation that does not exist, or that cannot run where the tensor lies.
 
     Raises:
         NotImplementedError: naming it.
     """
     if impl not in IMPLEMENTATIONS:
         raise NotImplementedError(f"no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
+    if impl == "triton" and x.device.type != "cuda":
+        from kernels.hstu.function import interpreted
+
+        if not interpreted():
+            raise NotImplementedError(f'impl "triton" needs a GPU, the tensors lie on {x.device}')

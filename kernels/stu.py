@@ -100,9 +100,9 @@ def stu_layer(
     Raises:
         NotImplementedError: the implementation does not exist, or cannot take this device, dtype or shape.
     """
-    check_impl(impl)
     if impl == "triton" and torch.compiler.is_compiling():
         return ops.stu_layer(z_TD, weights, plan, settings, seed=seed)
+    check_impl(impl, z_TD)
     if impl == "triton":
         from kernels.layer.stu_function import stu_layer_triton
 
