@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 import kernels  # noqa: E402
 from kernels import AttentionMask, AttentionPlan, GatedNorm, STUSettings, STUWeights  # noqa: E402
 from kernels.hstu import cached, function  # noqa: E402
+from kernels.hstu import tiles as attention_tiles  # noqa: E402
 from kernels.layer import gemms, norms, stu_function  # noqa: E402
 
 TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
@@ -50,6 +51,8 @@ CASES = {
     "bf16 128, group norm": Case(BAND, 128, gate=GatedNorm(1e-6, HEADS)),
     "fp8 128, dropout": Case(BAND, 128, gate=GatedNorm(1e-6, dropout=0.2), gemm="fp8"),
     "bf16 128, full": Case(FULL, 128),
+    "bf16 64, full": Case(FULL, 64),
+    "bf16 256, full": Case(FULL, 256),
     "bf16 256, keys axis": Case(AttentionMask(256, 256, "keys"), 256),
     "fp32 64": Case(BAND, 64, torch.float32, gate=GatedNorm(1e-6)),
 }
@@ -167,6 +170,18 @@ def test_kernel_compiles_within_the_cards_resources(launch):
     print(f"\n| {launch.backend} | {launch.case} | {launch.name} | {warps} | {shared:,} | {spilled} |")
     assert shared <= SHARED_BYTES[launch.backend]
     assert spilled <= SPILLED_BYTES
+
+
+def test_every_set_of_tiles_is_among_them():
+    shipped = {x for x in vars(attention_tiles).values() if isinstance(x, attention_tiles.TileSet)}
+    chosen = {
+        attention_tiles.choose_tiles(
+            dim=case.dim, dtype=case.dtype, local_window=case.mask.local_window, backend=backend
+        )
+        for backend in TARGETS
+        for case in CASES.values()
+    }
+    assert chosen == shipped
 
 
 def kernel_names():
