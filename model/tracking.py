@@ -38,8 +38,13 @@ class DVCLiveTracker:
     def __init__(self, directory: Path, *, resume: bool) -> None:
         from dvclive import Live
 
-        # No experiment, no dvc.yaml and no report: the stage is DVC's already.
-        self._live = Live(
+        class Files(Live):
+            """Live without a repository: the stage is DVC's already, and a fresh clone has nothing to compare with."""
+
+            def _init_dvc(self) -> None:
+                self._dvc_file = "dvc.yaml"
+
+        self._live = Files(
             str(directory), resume=resume, report=None, save_dvc_exp=False, dvcyaml=None, monitor_system=False
         )
 

@@ -1,6 +1,7 @@
 """Early stop, tracking, the window of steps, reading ahead."""
 
 import json
+import subprocess
 import threading
 import time
 
@@ -79,7 +80,10 @@ def test_training_ends_early_and_resumes_to_the_same_end(paths, write_params):
     assert second.is_done
 
 
-def test_dvclive_gets_the_figures(paths, write_params):
+def test_dvclive_gets_the_figures(paths, write_params, tmp_path, monkeypatch):
+    """Also in a repository without a commit, where its experiments cannot be."""
+    subprocess.check_call(["git", "init", "--quiet"], cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
     early = EARLY | {"patience": 100}
     write_params(paths.params, train={"early_stop": early, "tracking": ["dvclive"], "log_every_steps": 3})
     train(paths)
@@ -93,6 +97,7 @@ def test_dvclive_gets_the_figures(paths, write_params):
     rows = (live / "plots/metrics/loss.tsv").read_text().splitlines()
     assert rows[0].split("\t") == ["step", "loss"]
     assert [int(row.split("\t")[0]) for row in rows[1:3]] == [3, 6]
+    assert not (tmp_path / ".dvc").exists()
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
