@@ -48,15 +48,17 @@ class LogShape:
     Attributes:
         num_events: rows, 0.5 % exact duplicates included; a fifth of those are in the next day's file.
         hot_user_events: events of one user beside the others; 0 spreads them over all users as the rest.
+        events_per_user: on the average.
     """
 
     num_events: int
     hot_user_events: int = 0
+    events_per_user: int = 500
 
     @property
     def num_users(self) -> int:
-        """One per 500 events."""
-        return max(self.num_events // 500, 100)
+        """Users but the hot one."""
+        return max(self.num_events // self.events_per_user, 100)
 
     @property
     def num_items(self) -> int:
@@ -67,7 +69,8 @@ class LogShape:
     def name(self) -> str:
         """Folder name of the log."""
         hot = f"-hot-{self.hot_user_events}" if self.hot_user_events else ""
-        return f"log-{self.num_events}{hot}"
+        long = "" if self.events_per_user == 500 else f"-long-{self.events_per_user}"
+        return f"log-{self.num_events}{hot}{long}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_SECONDS_BETWEEN_SAMPLES = 0.02
+_SECONDS_BETWEEN_SAMPLES = 0.05
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
