@@ -9,6 +9,7 @@ import numpy as np
 
 MS_PER_DAY = 86_400_000
 
+_CLOCK_STEP_MS = 900_000  # today's clocks differ from UTC by whole quarters of an hour
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
@@ -36,6 +37,13 @@ def day_start_ms(day: datetime.date, timezone: str) -> int:
     """UTC milliseconds at which the local day begins, also where the clock skips midnight."""
     midnight = datetime.datetime.combine(day, datetime.time(), ZoneInfo(timezone))
     return (midnight - _EPOCH) // _MILLISECOND
+
+
+def hour_lengths(day: datetime.date, timezone: str) -> np.ndarray:
+    """(24,) int64 milliseconds that each local hour of a day has: an hour's, unless the clock changes."""
+    start, end = (day_start_ms(date, timezone) for date in (day, day + datetime.timedelta(days=1)))
+    hours = local_ms(np.arange(start, end, _CLOCK_STEP_MS), timezone) % MS_PER_DAY // (MS_PER_DAY // 24)
+    return np.bincount(hours, minlength=24) * _CLOCK_STEP_MS
 
 
 def evaluation_cut_ms(last_day: datetime.date, eval_days: int, timezone: str) -> int:

@@ -106,11 +106,11 @@ def psi_noise(before: Sequence[int] | np.ndarray, now: Sequence[int] | np.ndarra
     return max(occupied - 1, 0) * (1 / float(first.sum()) + 1 / float(second.sum()))
 
 
-def check_distribution(distribution: Distribution, limits: Thresholds) -> Check:
-    """Holds the PSI against its limit, which leaves room for the noise of small samples."""
+def check_distribution(distribution: Distribution, limits: Thresholds, *, minimum: int) -> Check:
+    """Holds the PSI against its limit, which leaves room for the noise of small samples; under `minimum` is too few."""
     before, now = distribution.before, distribution.now
     total_before, total_now = sum(before), sum(now)
-    if min(total_before, total_now) < limits.min_events:
+    if min(total_before, total_now) < minimum:
         return _few(distribution.metric, "psi", None, None)
     value, limit = psi(before, now), limits.max_psi + _NOISE_MULTIPLE * psi_noise(before, now)
     return Check(

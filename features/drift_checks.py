@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
+from features.calendar import MS_PER_DAY, hour_lengths
 from features.config import Closed
 from features.drift import (
     Check,
@@ -24,6 +25,8 @@ from features.vocabulary import FIRST_KEY
 
 # An hour with fewer events a day before may well have none now.
 _MIN_HOUR_EVENTS = 20
+# A distribution over users needs fewer of them than one over events needs events.
+_EVENTS_PER_USER = 20
 
 
 class Comparison(Closed):
@@ -65,19 +68,21 @@ def compare(before: Profile, now: Profile, limits: Thresholds) -> Comparison:
     """
     fresh = new_days(before, now)
     checks = list(_window_checks(before, now, limits))
-    distributions = list(_length_distributions(before, now))
+    distributions, minimum = list(_length_distributions(before, now)), limits.min_events // _EVENTS_PER_USER
+    checks += [check_distribution(distribution, limits, minimum=minimum) for distribution in distributions]
     if fresh and before.days:
         sides = _sides(before, now, fresh)
-        distributions += _day_distributions(sides, before, now)
+        of_days = list(_day_distributions(sides, before, now, fresh=fresh))
+        distributions += of_days
         checks += [
             *_amount_checks(sides, limits),
             *_action_checks(sides, now.actions, limits),
             *_value_checks(sides, limits),
             *_row_checks(before, now, fresh, limits),
             check_list("hours without events", _missing_hours(before, now, fresh), limit=limits.max_missing_hours),
-            check_list("surfaces gone", _gone(distributions, "surface", limits), limit=0),
+            check_list("surfaces gone", _gone(of_days, "surface", limits), limit=0),
+            *(check_distribution(distribution, limits, minimum=limits.min_events) for distribution in of_days),
         ]
-    checks += [check_distribution(distribution, limits) for distribution in distributions]
     return Comparison(new_days=tuple(fresh), checks=tuple(checks), distributions=tuple(distributions))
 
 
@@ -178,10 +183,25 @@ def _quarantined(files: Mapping[str, FileRows]) -> tuple[int, int]:
 
 
 def _missing_hours(before: Profile, now: Profile, fresh: list[str]) -> list[str]:
-    """Hours of the new days without an event, where the known days had some."""
+    """Hours of the new days without an event, where the known days had some; hours that the clock skipped are none."""
     usual = reduce(add, before.days.values()).hours
     busy = [hour for hour, events in enumerate(usual) if events >= _MIN_HOUR_EVENTS * len(before.days)]
-    return [f"{day} {hour:02d}:00" for day in fresh for hour in busy if not now.days[day].hours[hour]]
+    return [
+        f"{day} {hour:02d}:00"
+        for day in fresh
+        for hour in busy
+        if not now.days[day].hours[hour] and _hour_lengths(day, now)[hour]
+    ]
+
+
+def _hour_lengths(day: str, profile: Profile) -> tuple[int, ...]:
+    return tuple(hour_lengths(datetime.date.fromisoformat(day), profile.timezone).tolist())
+
+
+def _regular_hours(before: Profile, now: Profile, fresh: list[str]) -> list[int]:
+    """Hours that are as long as ever on all days: where the clock changes, more or fewer events are no drift."""
+    lengths = [_hour_lengths(day, profile) for profile, days in ((before, before.days), (now, fresh)) for day in days]
+    return [hour for hour in range(HOURS) if {of_day[hour] for of_day in lengths} == {MS_PER_DAY // HOURS}]
 
 
 def _gone(distributions: list[Distribution], metric: str, limits: Thresholds) -> list[str]:
@@ -193,9 +213,11 @@ def _gone(distributions: list[Distribution], metric: str, limits: Thresholds) ->
     return []
 
 
-def _day_distributions(sides: _Sides, before: Profile, now: Profile) -> Iterator[Distribution]:
-    hours = tuple(f"{hour:02d}" for hour in range(HOURS))
-    yield Distribution(metric="hour", classes=hours, before=sides.before.hours, now=sides.now.hours)
+def _day_distributions(sides: _Sides, before: Profile, now: Profile, *, fresh: list[str]) -> Iterator[Distribution]:
+    hours = _regular_hours(before, now, fresh)
+    classes = tuple(f"{hour:02d}" for hour in hours)
+    counts_of_hours = (tuple(side.hours[hour] for hour in hours) for side in (sides.before, sides.now))
+    yield Distribution(metric="hour", classes=classes, before=next(counts_of_hours), now=next(counts_of_hours))
     surfaces = _surfaces(before, sides.before), _surfaces(now, sides.now)
     if any(surfaces[0].values()) and any(surfaces[1].values()):
         names = tuple(dict.fromkeys([*surfaces[0], *surfaces[1]]))

@@ -236,6 +236,7 @@ class Profile(Closed):
 
     Attributes:
         version: of this layout.
+        timezone: of the days and hours.
         window: first and last ISO date that the dataset should have.
         rows: good rows of each day as they came, exact duplicates included.
         files: by name.
@@ -246,6 +247,7 @@ class Profile(Closed):
     """
 
     version: int
+    timezone: str
     window: tuple[str, str]
     streams: StreamsProfile
     rows: dict[str, int]

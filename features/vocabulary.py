@@ -140,11 +140,12 @@ class VocabularySet:
         text = "\n".join(f"{vocabulary.field} {vocabulary.digest}" for vocabulary in self.vocabularies)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def save(self, directory: Path) -> None:
-        """Writes one Parquet file per field, then vocabulary.json."""
+    def save(self, directory: Path, base: str | None = None) -> None:
+        """Writes one Parquet file per field, then vocabulary.json; `base` is the hash of what they were appended to."""
         for vocabulary in self.vocabularies:
             pq.write_table(vocabulary.to_table(), directory / f"{vocabulary.field}.parquet", compression="zstd")
-        write_json(directory / VOCABULARY_FILE, {"hash": self.hash, "sizes": self.sizes, "fields": list(self.sizes)})
+        document = {"hash": self.hash, "sizes": self.sizes, "fields": list(self.sizes), "base": base}
+        write_json(directory / VOCABULARY_FILE, document)
 
     @classmethod
     def load(cls, directory: Path) -> VocabularySet:

@@ -18,8 +18,10 @@ from flows.commands.dataset import app as dataset_app
 from flows.commands.models import app as models_app
 from flows.commands.retrain import retrain
 from flows.commands.score import score
+from flows.commands.window import accept_drift
 
 PARAMS = Path("params.yaml")
+EVENTS_STATS = Path("data/events/stats.json")
 
 app = typer.Typer(
     help="From raw interaction logs to a trained, evaluated HSTU 2.0 ranking model. Run it in the repository's root.",
@@ -72,6 +74,14 @@ def run(
             help="Edit params.yaml first, e.g. --set train.num_epochs=2. May be repeated.",
         ),
     ] = None,
+    accept_reason: Annotated[
+        str | None,
+        typer.Option(
+            "--accept-drift",
+            metavar="REASON",
+            help="Let data pass that the quality gate stopped; kept for its last day in params.yaml (validate.accept).",
+        ),
+    ] = None,
     beam_options: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +108,8 @@ def run(
         changes.update(beam_settings(beam_options))
     changes.update(parse_assignment(assignment) for assignment in assignments or ())
     edit_params(PARAMS, changes)
+    if accept_reason is not None:
+        edit_params(PARAMS, accept_drift(PARAMS, EVENTS_STATS, accept_reason))
     logs = DataConfig.load(PARAMS).path
     if data is None:
         refresh_logs(logs)

@@ -18,13 +18,18 @@ from features.manifest import Manifest
 from features.profile import FileRows, Profile, StreamsProfile
 from features.vocabulary import VocabularySet
 
-VERSION = 1
+VERSION = 2
 PROFILES = "profiles"  # folder of the store
 _DIGEST_CHARS = 12
 
 
 def build_profile(
-    shards: Iterable[StreamsProfile], stats: dict[str, Any], manifest: Manifest, *, vocabularies: VocabularySet
+    shards: Iterable[StreamsProfile],
+    stats: dict[str, Any],
+    manifest: Manifest,
+    *,
+    vocabularies: VocabularySet,
+    timezone: str,
 ) -> Profile:
     """The profile of a dataset.
 
@@ -33,9 +38,11 @@ def build_profile(
         stats: ingest's stats.json.
         manifest: of the dataset.
         vocabularies: of the dataset.
+        timezone: of its days.
     """
     return Profile(
         version=VERSION,
+        timezone=timezone,
         window=tuple(stats["window"]),
         streams=reduce(add, shards, StreamsProfile.empty(manifest.spec)),
         rows=stats["days"],

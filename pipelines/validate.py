@@ -31,6 +31,7 @@ from pipelines.profiles import PROFILES, build_profile, keep_profile, load_basel
 from pipelines.quality_gate import GateReport, judge, require_no_drift, summary, table
 from pipelines.streams import feature_spec
 from pipelines.validate_config import ValidateConfig
+from pipelines.vocab import check_base
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
     checks = {
         "files": _check_files(dataset),
         "params": _check_params(dataset, params_hash(data, features)),
-        "vocabulary": _check_vocabulary(dataset, features, vocabularies),
+        "vocabulary": _check_vocabulary(dataset, features, vocabularies, vocab=inputs.vocab),
         "accounts": _check_accounts(dataset, inputs),
         "events": _check_events(dataset, inputs),
     }
@@ -112,7 +113,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
             checks[name] = reduce(merge_figures, (result.figures[name] for result in results))
         checks["content"] = _check_content(dataset, results)
         shards = [result.profile for result in results]
-        profile = build_profile(shards, stats, dataset.manifest, vocabularies=vocabularies)
+        profile = build_profile(shards, stats, dataset.manifest, vocabularies=vocabularies, timezone=data.timezone)
         report = _pass_gate(profile, judge(profile, baseline, gate), out)
         document = {"checks": checks, "drift": summary(report), **_identity(dataset)}
         path.write_text(json_text(document), encoding="utf-8")
@@ -185,7 +186,10 @@ def _check_params(dataset: StreamsDataset, expected: str) -> Figures:
     return {}
 
 
-def _check_vocabulary(dataset: StreamsDataset, features: FeaturesConfig, vocabularies: VocabularySet) -> Figures:
+def _check_vocabulary(
+    dataset: StreamsDataset, features: FeaturesConfig, vocabularies: VocabularySet, *, vocab: Path
+) -> Figures:
+    check_base(vocab, features)
     manifest, path = dataset.manifest, dataset.path / MANIFEST
     if manifest.vocabulary_hash != vocabularies.hash:
         raise DataError(f"{path}: check 'vocabulary': made with another vocabulary; run the streams stage again")

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
-from features.files import atomic_directory, write_json
+from features.files import atomic_directory, read_json, write_json
 from features.schema import check_schema, side_table_schema
-from features.vocabulary import UNKNOWN, Vocabulary, VocabularySet, extend
+from features.vocabulary import UNKNOWN, VOCABULARY_FILE, Vocabulary, VocabularySet, extend
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_pipeline, run_stage
 from pipelines.events import Unit, cut_of, plan_units
@@ -59,8 +59,24 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
         counts |= _side_counts(counts["item"], "item_id", events / "items.parquet", features.item_categories)
         counts |= _side_counts(counts["user"], "user_id", events / "users.parquet", features.user_categories)
         fields = {field: _extend(base, field, count, features.vocabulary.min_count) for field, count in counts.items()}
-        VocabularySet(tuple(fields.values())).save(temporary)
+        VocabularySet(tuple(fields.values())).save(temporary, base=None if base is None else base.hash)
         write_json(temporary / "stats.json", {field: _describe(fields[field], counts[field]) for field in fields})
+
+
+def check_base(vocab: Path, features: FeaturesConfig) -> None:
+    """Refuses a vocabulary that was appended to another one than `features.vocabulary.base`, whose path may hold anew.
+
+    Raises:
+        DataError: names both.
+    """
+    base = features.vocabulary.base
+    found = read_json(vocab / VOCABULARY_FILE).get("base")
+    expected = None if base is None else read_json(base / VOCABULARY_FILE).get("hash")
+    if found != expected:
+        was, now = ("none" if text is None else text[:12] for text in (found, expected))
+        raise DataError(
+            f"{vocab}: was appended to vocabulary {was}, features.vocabulary.base is {now}; run the vocab stage again"
+        )
 
 
 def _frame(counts: pa.Table) -> pl.DataFrame:

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from flows.commands.fetch import fetch
+from flows.commands.window import window
 
 app = typer.Typer(help="Make logs to try things with, or fetch published ones.", no_args_is_help=True)
 app.command()(fetch)
+app.command()(window)
 
 
 @app.command()

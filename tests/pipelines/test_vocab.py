@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.config import FeaturesConfig
 from features.errors import DataError
 from features.files import read_json, write_json
 from features.schema import EVENTS, side_table_schema
 from features.vocabulary import FIRST_KEY, VocabularySet
 from pipelines.ingest import ingest
-from pipelines.vocab import build_vocabularies
+from pipelines.vocab import build_vocabularies, check_base
 
 FIRST_MS = 1_650_556_800_000  # 2022-04-22 00:00 in Shanghai
 DAY_MS = 86_400_000
@@ -211,3 +212,32 @@ def test_the_real_slice(real_data: Path, write_params: Callable[..., Path], tmp_
     keys, counts = np.unique(users, return_counts=True)
     assert vocabularies.field("user").keys.to_pylist() == keys[counts >= 2].tolist()
     assert vocabularies.field("user").counts.tolist() == counts[counts >= 2].tolist()
+
+
+def test_the_same_chain_of_nights_gives_the_same_bytes(
+    write_events: Callable[..., Path], build: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rebuilt from the raw days in the same order, a night's vocabulary is the one that was kept."""
+    nights = [[event for event in random_events(5) if event[0] <= night] for night in (2, 3, 4)]
+    chains = []
+    for name in ("a", "b"):
+        base = None
+        for number, events in enumerate(nights):
+            base = build(write_events(events, f"events-{name}{number}"), f"vocab-{name}{number}", base=base)
+        assert base is not None
+        chains.append({path.name: path.read_bytes() for path in base.iterdir() if path.suffix in (".parquet", ".json")})
+    assert chains[0] == chains[1]
+
+
+def test_a_vocabulary_tells_what_it_was_appended_to(
+    write_events: Callable[..., Path], build: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = build(write_events([(0, 1, 1, 1), (1, 2, 2, 1)], "first"), "vocab1")
+    second = build(write_events([(0, 1, 1, 1), (1, 3, 2, 1)], "second"), "vocab2", base=first)
+    features = FeaturesConfig.load(tmp_path / "params.yaml")
+    check_base(second, features)
+    with pytest.raises(DataError, match=r"was appended to vocabulary none, features\.vocabulary\.base is \w{12}"):
+        check_base(first, features)
+    build(write_events([(0, 2, 1, 1), (1, 5, 2, 1)], "third"), "vocab1")  # another vocabulary takes the base's place
+    with pytest.raises(DataError, match="run the vocab stage again"):
+        check_base(second, features)
