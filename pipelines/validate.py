@@ -6,22 +6,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-import apache_beam as beam
 import pyarrow.parquet as pq
 
-from features.config import Closed, DataConfig, FeaturesConfig
-from features.dataset import StreamsDataset, open_dataset, open_shard
+from features.config import DataConfig, FeaturesConfig
+from features.dataset import StreamsDataset, open_dataset
 from features.errors import DataError
 from features.files import atomic_file, json_text, read_json
-from features.fingerprint import Fingerprint, fingerprint
-from features.invariants import Figures, Rules, check_shard, merge_figures
+from features.fingerprint import Fingerprint
+from features.invariants import Figures, Rules, merge_figures
 from features.manifest import MANIFEST, params_hash
-from features.profile import Profile, StreamsProfile, profile_shard
+from features.profile import Profile
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.drift_page import write_drift_page
@@ -29,20 +27,12 @@ from pipelines.engine import run_pipeline, run_stage
 from pipelines.events import events_digest
 from pipelines.profiles import PROFILES, build_profile, keep_profile, load_baseline, profile_text
 from pipelines.quality_gate import GateReport, judge, require_no_drift, summary, table
+from pipelines.shard_checks import CheckShard, ShardResult, check_shards
 from pipelines.streams import feature_spec
 from pipelines.validate_config import ValidateConfig
 from pipelines.vocab import check_base
 
 _LOG = logging.getLogger(__name__)
-
-
-class ShardResult(Closed):
-    """What the checks of one shard found."""
-
-    index: int
-    figures: dict[str, Figures]
-    fingerprint_lanes: tuple[int, ...]
-    profile: StreamsProfile
 
 
 @dataclass(frozen=True)
@@ -52,36 +42,6 @@ class Inputs:
     events: Path
     vocab: Path
     streams: Path
-
-
-class CheckShard(beam.DoFn):
-    """A shard's number in, its result as JSON out; a failed check raises."""
-
-    def __init__(self, dataset: StreamsDataset, rules: Rules, timezone: str) -> None:
-        self._dataset = dataset
-        self._rules = rules
-        self._timezone = timezone
-
-    def process(self, index: int) -> Iterator[str]:
-        """Checks one shard."""
-        manifest = self._dataset.manifest
-        shard = open_shard(self._dataset.path, manifest, manifest.shards[index])
-        figures = check_shard(shard, index, self._rules)
-        lanes = fingerprint(shard.users.table, shard.requests.table).lanes
-        _LOG.info("%s: %d events checked", shard.entry.name, shard.entry.events)
-        profile = profile_shard(shard, self._rules.spec, self._timezone)
-        yield ShardResult(index=index, figures=figures, fingerprint_lanes=lanes, profile=profile).model_dump_json()
-
-
-class WriteResults(beam.DoFn):
-    """All results in, one JSON file of them out."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def process(self, results: list[str]) -> None:
-        """Writes the file."""
-        Path(self._path).write_text(json.dumps(sorted(results)))
 
 
 def validate(params: Path, inputs: Inputs, out: Path) -> None:
@@ -107,7 +67,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
     rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
     with atomic_file(out) as path:
         check = CheckShard(dataset, rules, data.timezone)
-        run_pipeline(lambda pipeline: _wire(pipeline, check, str(path), rules.num_shards), config)
+        run_pipeline(lambda pipeline: check_shards(pipeline, check, str(path), rules.num_shards), config)
         results = _read_results(path, dataset)
         for name in results[0].figures:
             checks[name] = reduce(merge_figures, (result.figures[name] for result in results))
@@ -135,17 +95,6 @@ def _pass_gate(profile: Profile, report: GateReport, out: Path) -> GateReport:
         _LOG.info("%s", line)
     require_no_drift(report)
     return report
-
-
-def _wire(pipeline: beam.Pipeline, check: CheckShard, results: str, num_shards: int) -> None:
-    _ = (
-        pipeline
-        | "Shards" >> beam.Create(range(num_shards))
-        | "Spread" >> beam.Reshuffle()
-        | "Check" >> beam.ParDo(check)
-        | "All" >> beam.combiners.ToList()
-        | "Write" >> beam.ParDo(WriteResults(results))
-    )
 
 
 def _read_results(path: Path, dataset: StreamsDataset) -> list[ShardResult]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import pipelines.validate
+import pipelines.shard_checks
 from features.errors import DataError
 from features.files import read_json, write_json
 from features.manifest import file_entry
@@ -261,11 +261,11 @@ def test_a_manifest_that_counts_otherwise_is_noticed(folder):
 
 @pytest.mark.parametrize("lost", [slice(0, 0), slice(0, -1), slice(0, 4)])
 def test_a_runner_that_loses_or_doubles_results_is_noticed(folder, monkeypatch, lost):
-    class Lossy(pipelines.validate.WriteResults):
+    class Lossy(pipelines.shard_checks.WriteResults):
         def process(self, results: list[str]) -> None:
             super().process((results * 2)[lost] if lost.stop == 4 else results[lost])
 
-    monkeypatch.setattr(pipelines.validate, "WriteResults", Lossy)
+    monkeypatch.setattr(pipelines.shard_checks, "WriteResults", Lossy)
     fails(folder, r"\d results for 3 shards; the runner lost or doubled some")
 
 
