@@ -54,7 +54,7 @@ def normalise_gradient(gradient, normal, inverse, DIM: tl.constexpr):
 def store_quantised(out_ptr, scales_ptr, y, offsets, inside, row, num_rows, ROWS: tl.constexpr):
     """Writes rows as e4m3 with one scale each, their largest element / 448; a row of zeros stays zeros."""
     largest = tl.max(tl.max(tl.abs(y), axis=2), axis=1)
-    factor = tl.where(largest > 0.0, FP8_MAX / largest, 0.0)
+    factor = tl.where(largest > 1e-35, FP8_MAX / largest, 0.0)
     tl.store(out_ptr + offsets, (y * factor[:, None, None]).to(out_ptr.dtype.element_ty), mask=inside)
     rows = row + tl.arange(0, ROWS)
     tl.store(scales_ptr + rows, largest / FP8_MAX, mask=rows < num_rows)
