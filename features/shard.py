@@ -59,13 +59,33 @@ class _Events:
     source_order: np.ndarray
 
 
+@dataclass(frozen=True)
+class OrderedEvents:
+    """Events of a shard in the order of `features.order`, without duplicates."""
+
+    table: pa.Table
+    user_ids: np.ndarray
+    offsets: np.ndarray
+    num_duplicates: int
+
+
+def order_events(events: pa.Table) -> OrderedEvents:
+    """Copies a table of EVENTS in order; the original may go then."""
+    order = newest_first(events)
+    return OrderedEvents(take_rows(events, order.rows), order.user_ids, order.offsets, order.num_duplicates)
+
+
 def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
     """Orders, deduplicates and encodes a table of EVENTS and splits it into streams and requests.
 
     Deterministic: the same rows give the same tables, in whatever order they come.
     """
-    order = newest_first(events)
-    encoded = _encode(take_rows(events, order.rows), order.user_ids, order.offsets, encoder=encoder)
+    return encode_shard(order_events(events), encoder)
+
+
+def encode_shard(events: OrderedEvents, encoder: ShardEncoder) -> ShardTables:
+    """Encodes ordered events and splits them into streams and requests."""
+    encoded = _encode(events.table, events.user_ids, events.offsets, encoder=encoder)
     streams = {name: _stream_mask(encoded.action_mask, name, encoder.features) for name in encoder.features.streams}
     requests = form_requests(
         encoded.timestamp_ms,
@@ -77,8 +97,8 @@ def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
     return ShardTables(
         users=_users_table(encoded, streams, encoder),
         requests=_requests_table(encoded, streams, requests, encoder=encoder),
-        num_events=len(order.rows),
-        num_duplicates=order.num_duplicates,
+        num_events=events.table.num_rows,
+        num_duplicates=events.num_duplicates,
     )
 
 

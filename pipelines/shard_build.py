@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import apache_beam as beam
@@ -20,7 +20,7 @@ from features.files import write_json
 from features.hashing import shard_of
 from features.jagged import list_array
 from features.manifest import REQUESTS_FILE, USERS_FILE, FileEntry, ShardEntry, shard_name
-from features.shard import ShardEncoder, ShardTables, build_shard
+from features.shard import ShardEncoder, ShardTables, encode_shard, order_events
 from features.side import encode_side_table
 from features.vocabulary import VocabularySet
 from pipelines.events import Unit, read_side_table, read_unit
@@ -58,7 +58,7 @@ class BuildShard(beam.DoFn):
     def process(self, element: tuple[int, Iterable[SpillRef]]) -> None:
         """Builds and writes one shard."""
         shard, refs = element
-        write_shard(self._plan, self._encoder, shard, events=read_spill(refs))
+        write_shard(self._plan, self._encoder, shard, read=lambda: read_spill(refs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,16 @@ class StreamsPlan:
         )
 
 
-def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, events: pa.Table) -> None:
-    """Builds one shard and writes its two files and its report; a retried attempt writes the same bytes again."""
-    tables = build_shard(events, encoder)
+def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, read: Callable[[], pa.Table]) -> None:
+    """Builds one shard and writes its two files and its report; a retried attempt writes the same bytes again.
+
+    Args:
+        plan: what to build.
+        encoder: from `plan.encoder()`.
+        shard: its number.
+        read: gives the shard's events, which are let go as soon as they are in order: a shard may be large.
+    """
+    tables = encode_shard(order_events(read()), encoder)
     directory = plan.out / shard_name(shard, plan.num_shards)
     directory.mkdir(exist_ok=True)
     files = {

@@ -151,7 +151,7 @@ class BuildRemote(beam.DoFn):
     def process(self, element: tuple[int, Iterable[SpillRef]]) -> None:
         """Builds one shard here and hands it over, the report last."""
         (shard, refs), remote, plan = element, self._remote.remote, self._plan
-        write_shard(plan, self._encoder, shard, events=read_remote_spill(remote, refs))
+        write_shard(plan, self._encoder, shard, read=lambda: read_remote_spill(remote, refs))
         folder = plan.out / shard_name(shard, plan.num_shards)
         for path in (folder / USERS_FILE, folder / REQUESTS_FILE, plan.report_path(shard)):
             remote.upload(path, f"out/{path.relative_to(plan.out).as_posix()}")

@@ -121,7 +121,7 @@ def _collect(plan: StreamsPlan, expected_rows: int) -> list[ShardReport]:
         path = plan.report_path(shard)
         if not path.exists():
             encoder = encoder or plan.encoder()
-            write_shard(plan, encoder, shard, events=EVENTS.empty_table())
+            write_shard(plan, encoder, shard, read=EVENTS.empty_table)
         reports.append(ShardReport.model_validate(read_json(path)))
     reached = sum(report.entry.events + report.entry.duplicates for report in reports)
     if reached != expected_rows:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import features.fingerprint
 from features.errors import DataError
 from features.fingerprint import Fingerprint, fingerprint
 from features.jagged import list_array
@@ -20,6 +21,13 @@ def of(shards) -> str:
 def test_sharding_does_not_show(build_shards, random_events, seed, num_rows, num_shards):
     events = random_events(seed, num_rows)
     assert of(build_shards(events, num_shards)) == of(build_shards(events, 1))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_how_many_rows_are_packed_at_once_does_not_show(build_shards, random_events, monkeypatch, rows):
+    whole = fingerprint(*tables_of(build_shards, random_events))
+    monkeypatch.setattr(features.fingerprint, "_ROWS_PER_BLOCK", rows)
+    assert fingerprint(*tables_of(build_shards, random_events)) == whole
 
 
 def test_it_has_128_bits(build_shards, random_events):
