@@ -32,10 +32,10 @@ def _take(array: pa.Array, rows: np.ndarray) -> pa.Array:
 
 
 def as_float(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) float64 values of a numeric column, NaN for null."""
+    """(N,) float64 values of a numeric column, NaN for null; read-only and of no size when all of them are null."""
     array = one_array(column)
     if array.null_count == len(array):
-        return np.full(len(array), np.nan)
+        return np.broadcast_to(np.nan, len(array))
     if array.null_count == 0:
         return array.to_numpy().astype(np.float64)
     return pc.fill_null(array.cast(pa.float64()), np.nan).to_numpy()

@@ -19,7 +19,7 @@ class Requests:
     Attributes:
         events: (C,) int64 event indices of the candidates, newest first within a request.
         offsets: (R + 1,) int64, request r has candidates events[offsets[r] : offsets[r + 1]].
-        user: (R,) int64 index of the user.
+        user: (R,) int32 index of the user.
         request_ms: (R,) int64 time of the oldest candidate.
         history: (R,) int64 index of the first event that is strictly older than request_ms; the user's end if none.
     """
@@ -62,7 +62,7 @@ def form_requests(
     return Requests(
         events=events,
         offsets=request_offsets,
-        user=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)).take(oldest),
+        user=np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets)).take(oldest),
         request_ms=timestamp_ms.take(oldest),
         history=first_strictly_older(timestamp_ms, offsets).take(oldest),
     )

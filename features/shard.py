@@ -61,7 +61,14 @@ class _Events:
 
 @dataclass(frozen=True)
 class OrderedEvents:
-    """Events of a shard in the order of `features.order`, without duplicates."""
+    """Events of a shard in the order of `features.order`, without duplicates.
+
+    Attributes:
+        table: the columns of EVENTS but user_id.
+        user_ids: (U,) int64 ascending.
+        offsets: (U + 1,) int64, rows of each user.
+        num_duplicates: rows left out.
+    """
 
     table: pa.Table
     user_ids: np.ndarray
@@ -72,7 +79,8 @@ class OrderedEvents:
 def order_events(events: pa.Table) -> OrderedEvents:
     """Copies a table of EVENTS in order; the original may go then."""
     order = newest_first(events)
-    return OrderedEvents(take_rows(events, order.rows), order.user_ids, order.offsets, order.num_duplicates)
+    table = take_rows(events.drop_columns(["user_id"]), order.rows)
+    return OrderedEvents(table, order.user_ids, order.offsets, order.num_duplicates)
 
 
 def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
@@ -180,7 +188,7 @@ def _requests_table(
     ]
     columns: list[np.ndarray | pa.Array] = [
         events.source_order.take(requests.events.take(offsets[1:] - 1)),
-        requests.user.astype(np.int32),
+        requests.user,
         requests.request_ms,
         *(_stream_position(mask, events.offsets, requests) for mask in streams.values()),
         np.where(requests.request_ms >= encoder.cut_ms, EVAL, TRAIN).astype(np.uint8),

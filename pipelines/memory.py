@@ -10,7 +10,7 @@ import pyarrow as pa
 # Names of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc takes
-_KEPT_AT_MOST_BYTES = 256 << 20
+_KEPT_AT_MOST_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> None:
