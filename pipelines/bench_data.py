@@ -74,18 +74,26 @@ def _thin(usage: Usage) -> str:
     return " ".join(f"{second:.1f}:{size >> 20}" for second, size in usage.memory[::step])
 
 
-def measure_hot_user(bench: Bench, num_events: int) -> dict[str, Any]:
+def measure_hot_user(bench: Bench, num_events: int, repeats: int) -> dict[str, Any]:
     """Peak memory with one user of a million events, and with the same events spread over all users."""
-    found: dict[str, Any] = {}
-    for name, hot in (("spread", 0), ("hot", min(_HOT_USER_EVENTS, num_events // 2))):
-        run = bench.run(f"{num_events}-{name}", bench.log(LogShape(num_events, hot)), num_events)
-        usages = {stage: run.stage(stage) for stage in STAGES}
-        found[name] = {stage: figures(usage, num_events) for stage, usage in usages.items()}
-        found[f"{name}_peak_bytes"] = max(usage.peak_bytes for usage in usages.values())
-    ratios = {stage: found["hot"][stage]["peak_bytes"] / found["spread"][stage]["peak_bytes"] for stage in STAGES}
-    return found | {
-        "hot_over_spread": round(found["hot_peak_bytes"] / found["spread_peak_bytes"], 3),
-        "hot_over_spread_by_stage": {stage: round(ratio, 3) for stage, ratio in ratios.items()},
+    hot = min(_HOT_USER_EVENTS, num_events // 2)
+    runs = {
+        name: bench.run(f"{num_events}-{name}", bench.log(LogShape(num_events, events)), num_events)
+        for name, events in (("spread", 0), ("hot", hot))
+    }
+    peaks: dict[str, dict[str, list[int]]] = {name: {stage: [] for stage in STAGES} for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            for stage in STAGES:
+                peaks[name][stage].append(run.stage(stage).peak_bytes)
+    medians = {name: {stage: statistics.median(peaks[name][stage]) for stage in STAGES} for name in runs}
+    return {
+        "hot_user_events": hot,
+        "peak_bytes": peaks,
+        "hot_over_spread": round(max(medians["hot"].values()) / max(medians["spread"].values()), 3),
+        "hot_over_spread_by_stage": {
+            stage: round(medians["hot"][stage] / medians["spread"][stage], 3) for stage in STAGES
+        },
     }
 
 
@@ -149,7 +157,7 @@ def _parts(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], dic
         repeats = args.repeats if size <= _MAX_COMPARED_SIZE else 0
         parts[f"{size:g}M"] = partial(measure_size, bench, round(size * _MILLION), repeats)
     if "hot-user" in args.parts:
-        parts["hot_user"] = partial(measure_hot_user, bench, round(args.hot_size * _MILLION))
+        parts["hot_user"] = partial(measure_hot_user, bench, round(args.hot_size * _MILLION), args.repeats)
     if "determinism" in args.parts:
         parts["determinism"] = partial(measure_determinism, bench, round(min(args.sizes) * _MILLION))
     if "reader" in args.parts:
@@ -180,7 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.bench_data", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 10, 50], help="millions of events")
     parser.add_argument("--hot-size", type=float, default=10, help="millions of events beside which the hot user is")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of the streams stage and the script up to 10M")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of what is compared")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
     parser.add_argument("--root", type=Path, default=Path("data/bench"), help="for logs and runs, kept")
     parser.add_argument("--out", type=Path, default=_OUT)
