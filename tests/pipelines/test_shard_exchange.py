@@ -66,5 +66,5 @@ def test_shards_that_do_not_arrive_publish_nothing(
 ) -> None:
     monkeypatch.setattr(pipelines.shard_exchange, "_take", lambda remote, plan: None)
     with pytest.raises(DataError, match=r"2000 rows in the files, 0 reached the shards; nothing was published"):
-        run(spill=f"memory://{uuid.uuid4().hex}/spill")
+        run(spill=f"memory://{uuid.uuid4().hex}/spill", num_workers=1)
     assert not (tmp_path / "streams").exists()
