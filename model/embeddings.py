@@ -76,6 +76,7 @@ class TokenEmbeddings(nn.Module):
     """Holds the tables and composes the tokens of a batch."""
 
     bit_A: Tensor
+    user_columns: Tensor
     position_edges: Tensor
     age_edges: Tensor
 
@@ -103,7 +104,8 @@ class TokenEmbeddings(nn.Module):
 
         members = [name for group in config.contextual for name in group]
         user_fields = [field.name for field in spec.user_fields]
-        self.user_columns = [user_fields.index(name) for name in members]
+        user_columns = torch.tensor([user_fields.index(name) for name in members], dtype=torch.int64, device=device)
+        self.register_buffer("user_columns", user_columns, persistent=False)
         self.user_rows = rows_of([f"user.{name}" for name in members])
         self.item_rows = rows_of([f"item.{field.name}" for field in spec.item_fields])
         self.token_rows = rows_of([f"context.{field.name}" for field in spec.token_contexts])
@@ -119,7 +121,7 @@ class TokenEmbeddings(nn.Module):
         candidates = batch.candidates
         streams = {name: batch.streams[index] for name, index in self.streams.items()}
         rows = [
-            self.user_rows(batch.users_BF[:, self.user_columns]),
+            self.user_rows(batch.users_BF.index_select(1, self.user_columns)),
             *(self._history_rows(name, stream, batch.request_ms_B) for name, stream in streams.items()),
             torch.cat([self.item_rows(candidates.items_CF), self.candidate_rows(candidates.contexts_CX)], dim=1),
         ]

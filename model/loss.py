@@ -81,8 +81,8 @@ def task_labels(action_mask_C: Tensor, tasks: tuple[str, ...], actions: tuple[st
         tasks: the columns.
         actions: FeatureSpec.actions.
     """
-    bit_K = torch.tensor([actions.index(task) for task in tasks], device=action_mask_C.device)
-    return ((action_mask_C[:, None] >> bit_K) & 1).float()
+    # Shifts by numbers of the host: a tensor of them would have to be copied to a GPU, which stops the step.
+    return torch.stack([(action_mask_C >> actions.index(task)) & 1 for task in tasks], dim=1).float()
 
 
 def watch_ratio_error(predicted_C: Tensor, watch_ratio_C: Tensor, *, count: int | None = None) -> Tensor:

@@ -68,14 +68,17 @@ class Optimizer:
             return figures_X
         parameters = list(self._ranker.dense_parameters().values())
         # A rank without requests may lack a gradient that others have; what nobody has stays without one.
-        present = [0.0 if parameter.grad is None else 1.0 for parameter in parameters]
+        has_all = all(parameter.grad is not None for parameter in parameters)
+        present_P = figures_X.new_ones(len(parameters))
+        if not has_all:
+            present_P = figures_X.new_tensor([float(parameter.grad is not None) for parameter in parameters])
         parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
-        flat = torch.cat([*parts, torch.tensor(present, device=figures_X.device), figures_X])
+        flat = torch.cat([*parts, present_P, figures_X])
         world.sum_tensor(flat)
         *gradients, present_P, summed_X = flat.split(
             [p.numel() for p in parameters] + [len(parameters), len(figures_X)]
         )
-        anywhere = [True] * len(parameters) if all(present) else (present_P > 0).tolist()
+        anywhere = [True] * len(parameters) if has_all else (present_P > 0).tolist()
         for parameter, gradient, kept in zip(parameters, gradients, anywhere, strict=True):
             parameter.grad = gradient.view_as(parameter) if kept else None
         return summed_X

@@ -41,7 +41,8 @@ class ShardedEmbeddingTables(EmbeddingTables):
         owned = self.rows_per_shard
         places_L = rows_L % world.size * owned + rows_L // world.size
         places_U, inverse_L = places_L.unique(return_inverse=True)
-        needed_R = torch.bincount(places_U // owned, minlength=world.size)
+        first_R1 = torch.arange(world.size + 1, device=device) * owned
+        needed_R = torch.searchsorted(places_U, first_R1).diff()
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
         needed, wanted = torch.stack([needed_R, wanted_R]).tolist()
         wanted_V = world.exchange(places_U % owned, needed, wanted)
