@@ -35,7 +35,9 @@ from model.ranker import Ranker
 from model.sequence import TokenSequence
 from model.stage import quiet_unless_first, run_stage
 from model.step_batches import TINY, BenchShape, bench_batch, bench_config, bench_spec
-from model.step_ranks import REQUESTS_PER_RANK, SETTINGS, data_wait, samples_per_second, train_step, wait_for
+from model.step_clock import wait_for
+from model.step_data import data_wait
+from model.step_ranks import REQUESTS_PER_RANK, SETTINGS, default_config, ranks_figures, train_step
 from model.stu import STULayer
 from model.transducer import HSTUTransducer
 
@@ -94,7 +96,7 @@ def plain_layer(layer: STULayer, sequence: TokenSequence) -> TokenSequence:
     return sequence.with_values(z_TD + linear(normed_TE * u_TE, rounded(layer.output.weight)))
 
 
-def median_seconds(run: Callable[[], None], device: torch.device, *, repeats: int) -> float:
+def median_seconds(run: Callable[[], object], device: torch.device, *, repeats: int) -> float:
     """Of `repeats` runs after three that warm up."""
     times = []
     for number in range(3 + repeats):
@@ -211,17 +213,23 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.ranks:
             steps = 3 if arguments.tiny else arguments.steps
             content["requests_per_rank"] = REQUESTS_PER_RANK
-            content["samples_per_second"] = {
-                kind: samples_per_second(kind, shape, world, device=device, steps=steps) for kind in ("sl", "lbsl")
-            }
+            kinds = {kind: ranks_figures(kind, shape, world, device=device, steps=steps) for kind in ("sl", "lbsl")}
+            content["samples_per_second"] = {kind: figures.samples_per_second for kind, figures in kinds.items()}
+            content["kinds"] = {kind: dataclasses.asdict(figures) for kind, figures in kinds.items()}
             logger.info("%d rank(s): %s samples/s", world.size, content["samples_per_second"])
         else:
             repeats = 2 if arguments.tiny else 8
-            content["variants"] = [dataclasses.asdict(row) for row in variants(shape, device, repeats=repeats)]
-            content["data"] = data_wait(shape, device, steps=10 if arguments.tiny else arguments.steps)
-            logger.info("with the reader: %s", content["data"])
+            if not arguments.only_data:
+                content["variants"] = [dataclasses.asdict(row) for row in variants(shape, device, repeats=repeats)]
+            content["data"] = _data(shape, device, steps=5 if arguments.tiny else arguments.steps)
         if world.is_first:
             write_json(arguments.out, content)
+
+
+def _data(shape: BenchShape, device: torch.device, *, steps: int) -> dict:
+    figures = data_wait(default_config(shape, device), shape, device, steps=steps)
+    logger.info("with the reader: %s", figures)
+    return dataclasses.asdict(figures)
 
 
 def main() -> None:
@@ -229,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.bench_step", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench/step.json"))
     parser.add_argument("--ranks", action="store_true", help="samples/s of the ranks that torchrun started, or of one")
+    parser.add_argument("--only-data", action="store_true", help="only how long a step waits for the reader")
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()

@@ -1,20 +1,19 @@
-"""The parts of the step benchmark in which ranks and the reader matter.
+"""Training steps of several ranks: samples/s with SL and with LBSL, step by step, and where the time goes.
 
 Legend: B requests of this rank, G of all ranks.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
+import logging
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from features.dataset import open_dataset
 from model.batch import Batch
 from model.config import ModelConfig
 from model.distributed import World
@@ -24,31 +23,92 @@ from model.loss import ranking_loss
 from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
 from model.step_batches import BenchShape, bench_batch, bench_config, bench_spec
-from model.step_window import StepWindow
-from model.study_world import FEATURES, WorldSettings, write_world
-from model.train import build_trainer
-from model.train_config import SamplingConfig, TrainConfig
+from model.step_clock import StepClock, host_waits, marked_lookup, wait_for
+from model.stochastic_length import loads
+from model.train_config import SamplingConfig
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = OptimizerSettings(1e-3, 0.05, 0.01)
 REQUESTS_PER_RANK = 32
 _WARM_UP = 5
-_SAMPLING = {"alpha": 1.7, "gamma": 1.5, "warmup_steps": 4, "recalibrate_every": 4, "exact_fill": False}
+_GAMMA = 1.5
+_SAMPLING = {"alpha": 1.7, "gamma": _GAMMA, "warmup_steps": 4, "recalibrate_every": 4, "exact_fill": False}
 
 
-def train_step(ranker: Ranker, optimizer: Optimizer, batch: Batch, world: World) -> None:
-    """One step, as the trainer's."""
+@dataclass(frozen=True)
+class RankStep:
+    """A step on one rank.
+
+    Attributes:
+        rank, step: from 0.
+        loss: of the batch of all ranks.
+        tokens: of this rank.
+        load_share: this rank's load over the mean of the ranks'.
+        ms: of the step.
+    """
+
+    rank: int
+    step: int
+    loss: float
+    tokens: int
+    load_share: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class RanksFigures:
+    """Steps of all ranks with one way to cut histories.
+
+    Attributes:
+        samples_per_second: requests of all ranks.
+        step_ms: mean of the steps, by the wall.
+        tokens_per_rank: mean of the steps.
+        load_imbalance: largest load of a rank over the mean, mean of the steps.
+        part_ms: of the first rank's step, in steps of their own after those that were counted.
+        host_waits: lines that make the host wait for the GPU in a step, and how often.
+        log: every step of every rank.
+    """
+
+    samples_per_second: float
+    step_ms: float
+    tokens_per_rank: float
+    load_imbalance: float
+    part_ms: dict[str, float]
+    host_waits: dict[str, int]
+    log: list[RankStep]
+
+
+def train_step(
+    ranker: Ranker, optimizer: Optimizer, batch: Batch, world: World, clock: StepClock | None = None
+) -> Tensor:
+    """One step, as the trainer's; returns (1,) the loss, summed over ranks.
+
+    Args:
+        ranker: the model.
+        optimizer: its.
+        batch: of this rank.
+        world: the ranks.
+        clock: has the parts of the step marked.
+    """
+
+    def mark(part: str) -> None:
+        if clock:
+            clock.mark(part)
+
+    if clock:
+        clock.begin()
     optimizer.zero_grad()
     loss = ranking_loss(ranker(batch), batch.candidates, ranker.config, ranker.spec)
+    mark("layers forward")
     loss.total.backward()
-    optimizer.sum_over_ranks(world, loss.total.detach()[None])
+    mark("tables backward")
+    summed = optimizer.sum_over_ranks(world, loss.total.detach()[None])
+    mark("sum of gradients")
     optimizer.clip(1.0)
     optimizer.step()
-
-
-def wait_for(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    mark("dense optimizer")
+    return summed
 
 
 def default_config(shape: BenchShape, device: torch.device) -> ModelConfig:
@@ -57,70 +117,8 @@ def default_config(shape: BenchShape, device: torch.device) -> ModelConfig:
     return bench_config(shape, num_streams=1, impl=impl, compute=compute, gemm="bf16")
 
 
-def data_wait(shape: BenchShape, device: torch.device, *, steps: int) -> dict[str, float]:
-    """Share of the time that training waits for the real reader, over a dataset of long histories."""
-    config = default_config(shape, device)
-    config = config.model_copy(
-        update={
-            "contextual": (),
-            "heads": config.heads.model_copy(update={"tasks": FEATURES.actions}),
-        }
-    )
-    train_config = TrainConfig.model_validate(
-        {
-            "seed": 7,
-            "device": device.type,
-            "num_threads": 1,
-            "num_epochs": 1,
-            "batch_size": 2 * shape.num_requests,
-            "num_workers": 0,
-            "dense_learning_rate": 1e-3,
-            "table_learning_rate": 0.05,
-            "weight_decay": 0.01,
-            "schedule": "constant",
-            "warmup_steps": 0,
-            "max_gradient_norm": 1.0,
-            "sampling": _SAMPLING | {"kind": "none"},
-            "early_stop": None,
-            "warm_start": None,
-            "tracking": [],
-            "checkpoint_every_steps": 10**9,
-            "log_every_steps": steps,
-        }
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        events = -(-shape.max_length * 9 // 8 // 32) * 32
-        write_world(Path(directory) / "streams", WorldSettings(num_users=24, num_events=events))
-        trainer, _ = build_trainer(open_dataset(Path(directory) / "streams"), train_config, config)
-        trainer.fit(until_step=_WARM_UP)
-        tracker = _LastFigures()
-        trainer.companions = dataclasses.replace(trainer.companions, trackers=(tracker,))
-        trainer.window = StepWindow(len(config.heads.tasks), device)
-        trainer.fit(until_step=steps)
-    return tracker.figures
-
-
-class _LastFigures:
-    """A tracker that remembers the last point."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Replaces the point."""
-        self.figures = dict(figures)
-
-    def close(self) -> None:
-        """Nothing is left."""
-
-
-def samples_per_second(kind: str, shape: BenchShape, world: World, *, device: torch.device, steps: int) -> float:
-    """Requests of all ranks per second, with KuaiRand-27K-like histories cut by `kind`."""
-    torch.manual_seed(0)
-    config = default_config(shape, device)
-    spec = bench_spec(shape)
-    ranker = Ranker(config, spec, device=device, world=world).train()
-    optimizer = Optimizer(ranker, SETTINGS)
+def draw_batches(kind: str, shape: BenchShape, world: World, *, device: torch.device, steps: int) -> list[Batch]:
+    """This rank's batches, of KuaiRand-27K-like histories cut by `kind`."""
     balancer = LoadBalancer(
         SamplingConfig.model_validate(_SAMPLING | {"kind": kind}),
         (shape.max_length,),
@@ -128,22 +126,72 @@ def samples_per_second(kind: str, shape: BenchShape, world: World, *, device: to
         num_ranks=world.size,
         sum_over_ranks=world.sum_host,
     )
-    rng, num_requests = np.random.default_rng(3), REQUESTS_PER_RANK * world.size
+    spec, rng, num_requests = bench_spec(shape), np.random.default_rng(3), REQUESTS_PER_RANK * world.size
     batches = []
-    for step in range(steps + _WARM_UP):
+    for step in range(steps):
         length_G = np.minimum(kuairand_27k_lengths(rng, (1, num_requests))[0], shape.max_length)
         part = world.part(num_requests)
         [kept_B] = balancer.decide((length_G[part],), begin=part.start, num_requests=num_requests)
         lengths = [kept_B.tolist(), [0] * len(kept_B)]
-        batches.append(bench_batch(spec, lengths, shape.num_candidates, device=device, seed=step))
-    # LBSL's warm-up, and that of the kernels, come first
+        seed = step * world.size + world.rank
+        batches.append(bench_batch(spec, lengths, shape.num_candidates, device=device, seed=seed))
+    return batches
+
+
+def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.device, steps: int) -> RanksFigures:
+    """Steps of all ranks; called by all alike."""
+    torch.manual_seed(0)
+    ranker = Ranker(default_config(shape, device), bench_spec(shape), device=device, world=world).train()
+    optimizer = Optimizer(ranker, SETTINGS)
+    split = max(steps // 3, 1)
+    batches = draw_batches(kind, shape, world, device=device, steps=_WARM_UP + steps + split)
+    counted, parted = batches[_WARM_UP : _WARM_UP + steps], batches[_WARM_UP + steps :]
+    # the warm-up of LBSL and that of the kernels
     for batch in batches[:_WARM_UP]:
         train_step(ranker, optimizer, batch, world)
+    clock, losses = StepClock(device), []
     wait_for(device)
     world.barrier()
     started = time.perf_counter()
-    for batch in batches[_WARM_UP:]:
-        train_step(ranker, optimizer, batch, world)
+    for batch in counted:
+        losses.append(train_step(ranker, optimizer, batch, world, clock))
     wait_for(device)
     world.barrier()
-    return steps * num_requests / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    log = _log(counted, losses, clock.step_ms(), world)
+    parts = StepClock(device)
+    with marked_lookup(ranker, parts):
+        for batch in parted:
+            train_step(ranker, optimizer, batch, world, parts)
+    waits: dict[str, int] = {}
+    if device.type == "cuda":
+        waits = host_waits(lambda: train_step(ranker, optimizer, parted[0], world))
+    for row in log[:: max(len(log) // 12 // world.size * world.size, world.size)]:
+        _say(kind, [other for other in log if other.step == row.step])
+    return RanksFigures(
+        samples_per_second=steps * REQUESTS_PER_RANK * world.size / seconds,
+        step_ms=1000 * seconds / steps,
+        tokens_per_rank=float(np.mean([row.tokens for row in log])),
+        load_imbalance=float(np.mean([max(r.load_share for r in log if r.step == step) for step in range(steps)])),
+        part_ms=parts.part_ms(),
+        host_waits=waits,
+        log=log,
+    )
+
+
+def _log(batches: Sequence[Batch], losses: Sequence[Tensor], step_ms: Sequence[float], world: World) -> list[RankStep]:
+    """The steps of all ranks, by step and rank."""
+    load_S = np.array([loads(b.streams[0].offsets_B1.diff().cpu().numpy(), _GAMMA).sum() for b in batches])
+    share_S = load_S / world.sum_host(load_S) * world.size
+    mine = [
+        RankStep(world.rank, step, float(loss) / world.size, batch.num_tokens, float(share), ms)
+        for step, (batch, loss, share, ms) in enumerate(zip(batches, losses, share_S, step_ms, strict=True))
+    ]
+    rows = [row for part in world.gather_objects(mine) for row in part]
+    return sorted(rows, key=lambda row: (row.step, row.rank))
+
+
+def _say(kind: str, rows: Sequence[RankStep]) -> None:
+    parts = ", ".join(f"rank {row.rank}: {row.tokens} tokens, {row.ms:.1f} ms" for row in rows)
+    imbalance = max(row.load_share for row in rows)
+    logger.info("%s, step %d: loss %.4f, imbalance %.3f; %s", kind, rows[0].step, rows[0].loss, imbalance, parts)

@@ -9,6 +9,11 @@ from model.ranker import Ranker
 from model.step_batches import TINY, bench_batch, bench_config, bench_spec
 from model.stu import STULayer
 
+PARTS = {
+    *("codes", "lookup", "layers forward", "layers backward"),
+    *("tables backward", "sum of gradients", "dense optimizer"),
+}
+
 
 def tiny_ranker():
     torch.manual_seed(0)
@@ -42,9 +47,16 @@ def test_command_runs_small(tmp_path, monkeypatch, arguments):
     document = json.loads((tmp_path / "step.json").read_text())
     if arguments:
         assert set(document["samples_per_second"]) == {"sl", "lbsl"}
+        figures = document["kinds"]["lbsl"]
+        assert [(row["step"], row["rank"], row["load_share"]) for row in figures["log"]] == [
+            (s, 0, 1) for s in range(3)
+        ]
+        assert set(figures["part_ms"]) == PARTS
     else:
         assert document["variants"][0]["variant"] == "1 stream(s), semi-local, bf16"
-        assert 0 <= document["data"]["data_wait_share"] <= 1
+        figures = document["data"]
+        assert 0 <= figures["data_wait_share"] <= 1
+        assert figures["wait_ms"] <= figures["max_wait_ms"] < figures["step_ms"] * figures["steps"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
