@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -150,20 +151,14 @@ def look(night: Night, *, force: bool) -> Decision:
 
 def _run(night: Night, patience: float) -> NightRecord:
     """All steps; the first that fails ends the night."""
-    stages = [(name, lambda name=name: night.stage(name)) for name in night.stages()]
-    steps: list[tuple[str, Callable[[], object]]] = [
-        ("wait for logs", lambda: night.wait(patience)),
-        ("freeze logs", night.freeze),
-        ("configure", night.configure),
-        *stages,
-        ("gate", lambda: night.judge().reason),
-        ("commit", night.commit),
-    ]
-    for name, work in steps:
-        with night.progress.timed(name):
-            state = step.with_options(name=name, task_run_name=name)(work, return_state=True)
-        if not state.is_completed():
-            return night.record("failed", f"{name}: {(state.message or 'no reason given').strip()}", failed_step=name)
+    before = {"wait for logs": lambda: night.wait(patience), "freeze logs": night.freeze, "configure": night.configure}
+    failed = _steps(night, before)
+    if failed is None:
+        with night.reproducing() as reproduction:
+            failed = _steps(night, {name: partial(night.stage, name, reproduction) for name in night.stages()})
+    failed = failed or _steps(night, {"gate": lambda: night.judge().reason, "commit": night.commit})
+    if failed is not None:
+        return failed
     _push(night)
     with night.progress.timed("promote"):
         night.promote()
@@ -173,6 +168,16 @@ def _run(night: Night, patience: float) -> NightRecord:
     assert report is not None
     unpushed = "" if night.progress.pushed else "; not uploaded, the next night tries again"
     return night.record("promoted" if report.promote else "kept", report.reason + unpushed)
+
+
+def _steps(night: Night, steps: Mapping[str, Callable[[], object]]) -> NightRecord | None:
+    """One task after the other; the record of the night when one of them fails."""
+    for name, work in steps.items():
+        with night.progress.timed(name):
+            state = step.with_options(name=name, task_run_name=name)(work, return_state=True)
+        if not state.is_completed():
+            return night.record("failed", f"{name}: {(state.message or 'no reason given').strip()}", failed_step=name)
+    return None
 
 
 def _push(night: Night) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -17,7 +18,7 @@ from prefect.states import Completed, Failed
 from features.errors import DataError
 from features.files import exclusive_lock
 from flows.server import prefect_api
-from flows.stage import Status, run_stage, stage_names
+from flows.stage import StageOutcome, Status, reproducing, stage_names
 
 
 def run_stages(workspace: Path, until: str | None) -> int:
@@ -47,12 +48,12 @@ def run_stages(workspace: Path, until: str | None) -> int:
     return 1
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def bring_up_to_date(stage: str, workspace: Path) -> State[None]:
-    """Runs one stage through DVC; the task fails with the stage's own last lines."""
-    outcome = run_stage(stage, workspace, get_run_logger().info)
+@task(cache_policy=NO_CACHE, persist_result=False)
+def bring_up_to_date(finish: Callable[[Callable[[str], None]], StageOutcome]) -> State[None]:
+    """Waits for a stage that DVC runs; the task fails with the stage's own last lines."""
+    outcome = finish(get_run_logger().info)
     if outcome.status is Status.FAILED:
-        return Failed(message=f"{stage} failed: {outcome.error}")
+        return Failed(message=f"{outcome.stage} failed: {outcome.error}")
     return Completed(name=outcome.status.name.capitalize(), message=outcome.status.value)
 
 
@@ -60,11 +61,13 @@ def bring_up_to_date(stage: str, workspace: Path) -> State[None]:
 def hstu2_run(workspace: Path, stages: tuple[str, ...]) -> State[None]:
     """Runs the stages in order and stops at the first that fails."""
     statuses = []
-    for stage in stages:
-        state = bring_up_to_date.with_options(name=stage)(stage, workspace, return_state=True)
-        if not state.is_completed():
-            return Failed(message=state.message)
-        statuses.append(f"{stage} {state.message}")
+    with reproducing(stages, workspace) as reproduction:
+        for stage in stages:
+            work = bring_up_to_date.with_options(name=stage, task_run_name=stage)
+            state = work(partial(reproduction.finish, stage), return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message)
+            statuses.append(f"{stage} {state.message}")
     return Completed(message=", ".join(statuses))
 
 

@@ -1,4 +1,4 @@
-"""Runs one DVC stage and tells in the stage's own words how it went. Knows nothing of Prefect."""
+"""Runs DVC stages and tells in their own words how they went. Knows nothing of Prefect."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -61,43 +62,72 @@ def stage_names(workspace: Path) -> tuple[str, ...]:
     return tuple(yaml.safe_load(path.read_text())["stages"])
 
 
-def run_stage(
-    stage: str,
-    workspace: Path,
-    on_line: Callable[[str], None],
-    *,
-    timeout_seconds: float | None = None,
-    held: tuple[int, ...] = (),
-) -> StageOutcome:
-    """Brings one stage up to date with `dvc repro --single-item`.
+class Reproduction:
+    """One `dvc repro --single-item` at work on several stages, in the order in which they were named."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], stages: Sequence[str], timeout_seconds: float | None = None
+    ) -> None:
+        self._process = process
+        self._following = dict(pairwise((*stages, None)))
+        self._timeout_seconds = timeout_seconds
+        self._ahead: str | None = None
+
+    def finish(self, stage: str, on_line: Callable[[str], None]) -> StageOutcome:
+        """Waits for the end of a stage; called for each in turn, up to the first that fails.
+
+        Args:
+            stage: the next one that has not been waited for.
+            on_line: receives every line that the stage and DVC print, as it comes, but for DVC's advice on git.
+        """
+        kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
+        following = self._following[stage]
+        with ended_after(self._process, self._timeout_seconds) as timer:
+            for text in self._lines():
+                if following is not None and _begins(text, following):
+                    # DVC is at the next stage already.
+                    self._ahead = text
+                    return summarize(stage, kept, 0)
+                kept.append(text)
+                if text and not _DVC_HINT.match(text):
+                    on_line(text)
+            code = self._process.wait()
+        if code and timer.has_fired:
+            return StageOutcome(stage, Status.FAILED, f"was ended after {self._timeout_seconds:,.0f} s, its time limit")
+        return summarize(stage, kept, code)
+
+    def _lines(self) -> Iterator[str]:
+        if self._ahead is not None:
+            yield self._ahead
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            yield line.rstrip()
+
+
+def _begins(line: str, stage: str) -> bool:
+    """Whether DVC speaks of a stage for the first time."""
+    return line.startswith((f"Running stage '{stage}':", f"Stage '{stage}' ", f"ERROR: failed to reproduce '{stage}'"))
+
+
+@contextmanager
+def reproducing(
+    stages: Sequence[str], workspace: Path, *, timeout_seconds: float | None = None, held: tuple[int, ...] = ()
+) -> Iterator[Reproduction]:
+    """Brings stages up to date, one after the other, with one DVC process: starting it takes as long as a small stage.
 
     Args:
-        stage: name of a stage of the workspace's dvc.yaml.
+        stages: of the workspace's dvc.yaml, in the order to run them.
         workspace: folder that holds dvc.yaml.
-        on_line: receives every line that the stage and DVC print, as it comes, but for DVC's advice on git.
-        timeout_seconds: after which the stage is ended and has failed; never without it.
+        timeout_seconds: after which a stage is ended and has failed; never without it.
         held: see `launched`.
 
-    An exception in the caller's thread (Ctrl-C, a cancelled flow) and the death of this process both end every process
-    of the stage.
+    Leaving the block, by an exception too (Ctrl-C, a cancelled flow), and the death of this process end every process
+    of the stages.
     """
-    kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
-    command = ["-m", "dvc", "repro", "--single-item", stage]
+    command = ["-m", "dvc", "repro", "--single-item", *stages]
     environment = {"DVC_NO_ANALYTICS": "1"}
-    with (
-        launched(command, workspace, output=subprocess.PIPE, environment=environment, held=held) as process,
-        ended_after(process, timeout_seconds) as timer,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.rstrip()
-            kept.append(text)
-            if text and not _DVC_HINT.match(text):
-                on_line(text)
-        code = process.wait()
-    if code and timer.has_fired:
-        return StageOutcome(stage, Status.FAILED, f"was ended after {timeout_seconds:,.0f} s, its time limit")
-    return summarize(stage, kept, code)
+    with launched(command, workspace, output=subprocess.PIPE, environment=environment, held=held) as process:
+        yield Reproduction(process, stages, timeout_seconds)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from flows.nightly.progress import Progress
 from flows.nightly.record import DataAccount, GateReport, NightRecord, Outcome, Records
 from flows.nightly.workspace import LOGS, NightlyPlaces, git, record_commit
 from flows.settings import apply_changes, check_params
-from flows.stage import Status, run_stage, stage_names
+from flows.stage import Reproduction, Status, reproducing, stage_names
 from pipelines.profiles import keep_profile
 
 PREDICTIONS = "predictions.arrow"
@@ -145,19 +146,18 @@ class Night:
         kept = [record.profile for day, record in records.items() if day < self.date and record.profile is not None]
         return kept[-1] if kept else None
 
-    def stage(self, name: str) -> str:
-        """Runs a stage; returns how it ended.
+    def reproducing(self) -> AbstractContextManager[Reproduction]:
+        """DVC, which brings all stages up to date in the worktree; it ends with the block."""
+        commands = self.commands
+        return reproducing(self.stages(), self.workspace, timeout_seconds=commands.timeout_seconds, held=commands.held)
+
+    def stage(self, name: str, reproduction: Reproduction) -> str:
+        """Waits for a stage; returns how it ended.
 
         Raises:
             DataError: it failed; its own words.
         """
-        outcome = run_stage(
-            name,
-            self.workspace,
-            self.commands.say,
-            timeout_seconds=self.commands.timeout_seconds,
-            held=self.commands.held,
-        )
+        outcome = reproduction.finish(name, self.commands.say)
         if outcome.status is Status.FAILED:
             raise DataError(outcome.error)
         path = self.workspace / "data" / "profile.json"

@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError
-from flows.stage import MAX_ERROR_LINES, Status, run_stage, stage_error, stage_names, summarize
+from flows.stage import MAX_ERROR_LINES, StageOutcome, Status, reproducing, stage_error, stage_names, summarize
 
 from .conftest import is_alive
 
 RUNNING = ["Running stage 'ingest':", "> python -m pipelines.ingest"]
 FAILED = "ERROR: failed to reproduce 'ingest': failed to run: python -m pipelines.ingest, exited with 1"
 TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in <module>', "    f()"]
+
+
+def run_stage(
+    stage: str, workspace: Path, on_line: Callable[[str], None], *, timeout: float | None = None
+) -> StageOutcome:
+    with reproducing((stage,), workspace, timeout_seconds=timeout) as reproduction:
+        return reproduction.finish(stage, on_line)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,35 @@ def test_a_stage_runs_once_and_again_when_its_input_changes(make_workspace: Call
     assert (workspace / "runs").read_text() == "1\n2\n"
 
 
+def test_stages_of_one_process_are_told_apart(make_workspace: Callable[[dict[str, str]], Path]):
+    commands = {"a": "echo by a && touch out/a", "b": "echo by b && cp more out/b", "c": "exit 1"}
+    workspace = make_workspace(commands)
+    (workspace / "more").touch()
+    said: dict[str, list[str]] = {"a": [], "b": [], "c": []}
+
+    def statuses() -> list[Status]:
+        with reproducing(("a", "b", "c"), workspace) as reproduction:
+            return [reproduction.finish(stage, said[stage].append).status for stage in said]
+
+    assert statuses() == [Status.RAN, Status.RAN, Status.FAILED]
+    assert [["by a" in lines, "by b" in lines] for lines in said.values()] == [
+        [True, False],
+        [False, True],
+        [False] * 2,
+    ]
+    assert statuses() == [Status.UNCHANGED, Status.UNCHANGED, Status.FAILED]
+
+
+def test_what_dvc_refuses_before_it_begins_a_stage_is_that_stages(make_workspace: Callable[[dict[str, str]], Path]):
+    workspace = make_workspace({"a": "touch out/a && rm -f extra", "b": "touch out/b"})
+    text = (workspace / "dvc.yaml").read_text()
+    (workspace / "dvc.yaml").write_text(text.replace("- out/a\n    outs", "- out/a\n    - extra\n    outs"))
+    with reproducing(("a", "b"), workspace) as reproduction:
+        assert reproduction.finish("a", lambda _: None).status is Status.RAN
+        outcome = reproduction.finish("b", lambda _: None)
+    assert (outcome.status, "extra" in outcome.error) == (Status.FAILED, True)
+
+
 def test_a_missing_input_is_named(make_workspace: Callable[[dict[str, str]], Path]):
     workspace = make_workspace({"a": "touch out/a"})
     (workspace / "source").unlink()
@@ -86,7 +122,7 @@ def test_outside_of_the_repository_the_user_is_told_where_to_go(tmp_path: Path):
 
 def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(make_workspace: Callable[[dict[str, str]], Path]):
     workspace = make_workspace({"a": "echo $$ > pid && sleep 300"})
-    outcome = run_stage("a", workspace, lambda _: None, timeout_seconds=3)
+    outcome = run_stage("a", workspace, lambda _: None, timeout=3)
     assert (outcome.status, outcome.error) == (Status.FAILED, "was ended after 3 s, its time limit")
     if (workspace / "pid").exists():
         assert not is_alive(int((workspace / "pid").read_text()))
