@@ -43,7 +43,7 @@ class GatedNorm:
     Attributes:
         epsilon: added to the variance.
         num_groups: groups of columns that are normalised apart; 1 is LayerNorm, the number of heads a norm per head.
-        dropout: share of elements that become 0; the others are divided by 1 - dropout.
+        dropout: share of elements that become 0, in Triton rounded to 2^-16; the others are divided by 1 - dropout.
     """
 
     epsilon: float

@@ -6,12 +6,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.bench.timing import DTYPE, Rulers, Shape, Timing, median_ms
+from kernels.bench.timing import DTYPE, Rulers, Shape, Timing, cool_down, median_ms
 
 
 def measure_rulers() -> Rulers:
     """A product of 8192^3 and a copy of 512 MB."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=DTYPE) for _ in range(2))
+    cool_down()
     product_ms = median_ms(lambda: a @ b)
     source, target = (torch.empty(1 << 29, dtype=torch.int8, device="cuda") for _ in range(2))
     copy_ms = median_ms(lambda: target.copy_(source))

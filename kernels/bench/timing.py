@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 DTYPE = torch.bfloat16
 # Each of scores, weights and result is rounded once: 2 eps in the mean, some eps of the largest element at worst.
 MEAN_EPS, WORST_EPS = 2.0, 8.0
+_COOL_DOWN_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,25 @@ class Rulers:
     gbyte_per_s: float
 
 
+def cool_down() -> None:
+    """Waits until the clock that the case before has pulled down is up again."""
+    torch.cuda.synchronize()
+    time.sleep(_COOL_DOWN_SECONDS)
+
+
 def median_ms(run: Callable[[], object]) -> float:
     """Median of many runs, with the L2 cache emptied between them."""
     from triton.testing import do_bench
 
     return float(do_bench(run, warmup=25, rep=120, return_mode="median"))
+
+
+def recorded(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Its kernels as a graph, whose replay takes the device's time however slow the host is; `run` has run before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
 
 
 def checked(name: str, found: Tensor, exact: Tensor) -> float:

@@ -61,18 +61,19 @@ def store_quantised(out_ptr, scales_ptr, y, offsets, inside, row, num_rows, ROWS
 
 
 @triton.jit
-def kept_by_dropout(row, seed, dropout, ROWS: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """(ROWS, G, BLOCK) bool, the same for a seed in forward and backward.
+def kept_by_dropout(row, seed, drop_below, ROWS: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """(ROWS, G, BLOCK) bool, the same for a seed in forward and backward; drop_below of 2^16 elements are dropped.
 
-    Philox once a row and an integer hash of full avalanche (lowbias32) an element: Philox for each would take longer
-    than the memory.
+    Philox once a row and an integer hash of full avalanche (lowbias32) for two columns, 16 bits each: Philox for each
+    would take longer than the memory.
     """
     of_row = tl.randint(seed, row + tl.arange(0, ROWS)).to(tl.uint32, bitcast=True)[:, None, None]
-    x = of_row + column_offsets(G, DIM, BLOCK).to(tl.uint32) * 0x9E3779B9
+    columns = column_offsets(G, DIM, BLOCK).to(tl.uint32)
+    x = of_row + (columns >> 1) * 0x9E3779B9
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     x = x ^ (x >> 16)
-    return (x >> 8).to(tl.float32) * (1.0 / (1 << 24)) >= dropout
+    return ((x >> ((columns & 1) * 16)) & 0xFFFF) >= drop_below
 
 
 @triton.jit
@@ -127,14 +128,14 @@ def layer_norm_bwd_kernel(
     tl.store(dbias_ptr + share, dbias, mask=columns < DIM)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "drop_below"])
 def gated_norm_fwd_kernel(
     a_ptr, u_ptr, weight_ptr, bias_ptr, out_ptr, scales_ptr, num_rows, stride_a, stride_u, stride_o,
-    epsilon, dropout, seed,
+    epsilon, drop_below, factor, seed,
     G: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANTISE: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Dropout(Norm(a) * u) of ROWS rows."""
+    """Dropout(Norm(a) * u) of ROWS rows; what is kept is scaled by factor."""
     row = tl.program_id(0) * ROWS
     columns = column_offsets(G, DIM, BLOCK)
     inside = inside_rows(row, num_rows, ROWS, DIM, BLOCK)
@@ -146,7 +147,7 @@ def gated_norm_fwd_kernel(
     normal, _ = normalise(a, inside, epsilon, DIM)
     y = (normal * weight + bias) * u
     if DROPOUT:
-        y = tl.where(kept_by_dropout(row, seed, dropout, ROWS, G, DIM, BLOCK), y / (1.0 - dropout), 0.0)
+        y = tl.where(kept_by_dropout(row, seed, drop_below, ROWS, G, DIM, BLOCK), y * factor, 0.0)
     offsets = row_offsets(row, stride_o, ROWS, G, DIM, BLOCK)
     if QUANTISE:
         store_quantised(out_ptr, scales_ptr, tl.where(inside, y, 0.0), offsets, inside, row, num_rows, ROWS)
@@ -154,10 +155,11 @@ def gated_norm_fwd_kernel(
         tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "drop_below"])
 def gated_norm_bwd_kernel(
     dy_ptr, a_ptr, u_ptr, weight_ptr, bias_ptr, da_ptr, du_ptr, y_ptr, dweight_ptr, dbias_ptr,
-    num_rows, stride_dy, stride_a, stride_u, stride_da, stride_du, stride_y, epsilon, dropout, seed, rows_per_program,
+    num_rows, stride_dy, stride_a, stride_u, stride_da, stride_du, stride_y,
+    epsilon, drop_below, factor, seed, rows_per_program,
     G: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """da, du and the forward's y again of this program's rows, and its share of dweight and dbias."""
@@ -169,7 +171,8 @@ def gated_norm_bwd_kernel(
     bias = tl.load(bias_ptr + columns, mask=exists, other=0.0).to(tl.float32)
     dweight = tl.zeros((1, G, BLOCK), tl.float32)
     dbias = tl.zeros((1, G, BLOCK), tl.float32)
-    for row in range(first, last, ROWS):
+    # The next rows come while these are worked on: with dropout a program holds too much for many to fit.
+    for row in tl.range(first, last, ROWS, num_stages=2):
         inside = inside_rows(row, last, ROWS, DIM, BLOCK)
         a = tl.load(a_ptr + row_offsets(row, stride_a, ROWS, G, DIM, BLOCK), mask=inside, other=0.0).to(tl.float32)
         u = tl.load(u_ptr + row_offsets(row, stride_u, ROWS, G, DIM, BLOCK), mask=inside, other=0.0).to(tl.float32)
@@ -178,9 +181,9 @@ def gated_norm_bwd_kernel(
         scaled = normal * weight + bias
         y = scaled * u
         if DROPOUT:
-            kept = kept_by_dropout(row, seed, dropout, ROWS, G, DIM, BLOCK)
-            y = tl.where(kept, y / (1.0 - dropout), 0.0)
-            dy = tl.where(kept, dy / (1.0 - dropout), 0.0)
+            kept = kept_by_dropout(row, seed, drop_below, ROWS, G, DIM, BLOCK)
+            y = tl.where(kept, y * factor, 0.0)
+            dy = tl.where(kept, dy * factor, 0.0)
         dscaled = dy * u
         da = normalise_gradient(dscaled * weight, normal, inverse, DIM)
         tl.store(da_ptr + row_offsets(row, stride_da, ROWS, G, DIM, BLOCK), da.to(da_ptr.dtype.element_ty), mask=inside)

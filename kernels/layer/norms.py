@@ -187,7 +187,7 @@ def _launch_gated_norm(
         with torch.cuda.device_of(a):
             gated_norm_fwd_kernel[(triton.cdiv(len(a), tiles.rows),)](
                 a, u, inputs.weight, inputs.bias, out, scales, len(a), a.stride(0), u.stride(0), out.stride(0),
-                settings.epsilon, settings.dropout, inputs.seed,
+                settings.epsilon, *_dropped(settings.dropout), inputs.seed,
                 G=tiles.groups, QUANTISE=quantise, DROPOUT=settings.dropout > 0, **tiles.fixed(),
             )  # fmt: skip
 
@@ -215,10 +215,16 @@ def gated_norm_backward(
                 dy, a, u, inputs.weight, inputs.bias, target.a, target.u, target.y, dweight, dbias,
                 len(a), dy.stride(0), a.stride(0), u.stride(0),
                 target.a.stride(0), target.u.stride(0), target.y.stride(0),
-                settings.epsilon, settings.dropout, inputs.seed, rows_per_program,
+                settings.epsilon, *_dropped(settings.dropout), inputs.seed, rows_per_program,
                 G=tiles.groups, DROPOUT=settings.dropout > 0, **tiles.fixed(),
             )  # fmt: skip
     return dweight.sum(0).to(inputs.weight.dtype), dbias.sum(0).to(inputs.weight.dtype)
+
+
+def _dropped(share: float) -> tuple[int, float]:
+    """How many of 2^16 elements become 0, and the factor of the others that keeps the mean."""
+    drop_below = min(round(share * 2**16), 2**16 - 1)
+    return drop_below, 2**16 / (2**16 - drop_below)
 
 
 def gated_norm(inputs: GatedInputs, settings: GatedNorm) -> Tensor:
