@@ -25,11 +25,11 @@ from torch import Tensor
 from features.errors import DataError
 from features.spec import CategoricalField, FeatureSpec
 from model.batch import Batch, Candidates, UIHStream
-from model.cached_layer import Compute
 from model.config import ModelConfig
 from model.embeddings import EmbeddedTokens, table_fields
 from model.export_tables import segment_rows
 from model.parity_table import versions
+from model.precision import Compute
 from model.quantize import RowFormat, TableFormat
 from model.scorer_model import ServedModel
 from model.scorer_transfers import TransferFigures, transfer_figures

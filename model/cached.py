@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from kernels import AttentionPlan, hstu_attention, hstu_attention_cached
-from model.cached_layer import Compute, Products, products_of
+from model.cached_layer import Products, products_of
 from model.embeddings import EmbeddedTokens, JaggedTokens
+from model.precision import Compute
 from model.sequence import TokenSequence
 from model.stu import STULayer
 from model.transducer import HSTUTransducer, MixtureOfTransducers

@@ -5,7 +5,7 @@ Legend: T tokens, D model dim, E columns of u and v, F columns of q and k.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch.nn.functional import linear, silu
 
 from kernels import GatedNorm, QuantisedRows, gated_norm, layer_norm, layer_norm_quantised, project_uvqk, quantise_rows
 from kernels import linear as kernel_linear
+from model.precision import Compute
 from model.stu import STULayer
 
-Compute = Literal["fp32", "bf16", "fp8"]
 Matrix = Tensor | QuantisedRows
 
 

@@ -20,12 +20,12 @@ from features.dataset import open_dataset
 from features.files import write_json
 from model.batch import Batch
 from model.bundle import Bundle, open_bundle
-from model.cached_layer import Compute
 from model.checkpoint import Checkpoint, check_compatible, load_checkpoint
 from model.config import ModelConfig
 from model.export_tables import segment_rows
 from model.parity_measure import Served, measure_all, one_at_a_time
 from model.parity_table import cost_lines, quality_lines
+from model.precision import Compute
 from model.quantize import TableFormat
 from model.ranker import Ranker
 from model.score_config import ExportConfig, ScoreConfig

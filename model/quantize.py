@@ -9,7 +9,7 @@ Legend: R rows, D width of a row, G groups of a row, N bytes of a group, S value
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,8 +18,8 @@ from torch import Tensor
 from features.config import Closed
 from features.errors import DataError
 from features.spec import CategoricalField
+from model.precision import Precision
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
 SCALE_BIAS_BYTES = 4
 _LARGEST_HALF = 65504.0
 _ROWS_AT_ONCE = 1 << 16

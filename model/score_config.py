@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from features.config import Section
 from features.errors import DataError
-from model.cached_layer import Compute
 from model.config import ModelConfig
-from model.quantize import Precision, RowFormat, TableFormat
-from model.stage import device_of
+from model.precision import Compute, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.quantize import TableFormat
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -46,6 +48,8 @@ class ExportConfig(Section):
 
     def format_of(self, precision: Precision, group_size: int | None = None) -> TableFormat:
         """The same with other rows."""
+        from model.quantize import RowFormat, TableFormat
+
         return TableFormat(rows=RowFormat(precision=precision, group_size=group_size), small_rows=self.small_rows)
 
 
@@ -76,6 +80,8 @@ class ScoreConfig(Section):
         Raises:
             DataError: it is not there, or cannot run `impl`.
         """
+        from model.stage import device_of
+
         device = device_of(self.device, "score.device")
         if self.impl == "triton" and device.type == "cpu":
             raise DataError("params.yaml: score.impl: 'triton' needs the device cuda; the CPU runs 'reference'")

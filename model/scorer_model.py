@@ -12,10 +12,10 @@ from features.errors import DataError
 from features.spec import FeatureSpec
 from model.batch import Batch
 from model.cached import CachedMixture
-from model.cached_layer import Compute
 from model.config import ModelConfig
 from model.embeddings import TokenEmbeddings, table_fields
 from model.heads import MultiTaskHeads, Predictions
+from model.precision import Compute
 from model.quantize import TableFormat
 from model.quantize_tables import Placement, QuantizedTables
 from model.ranker import load_tensors

@@ -15,7 +15,8 @@ from torch import Tensor
 from model.batch import Batch
 from model.embeddings import TokenEmbeddings, table_fields
 from model.export_tables import segment_rows
-from model.quantize import Precision, RowFormat, TableFormat
+from model.precision import Precision
+from model.quantize import RowFormat, TableFormat
 from model.quantize_tables import Placement, QuantizedTables
 from model.scorer_model import ServedModel
 from model.tables import EmbeddingTables
