@@ -34,7 +34,7 @@ _REFERENCE_KIND = "hstu"
 
 @dataclass(frozen=True)
 class Summary:
-    """A point of a figure over its seeds; operations are GFLOP per candidate."""
+    """A point of a figure over its seeds; operations are GFLOP per candidate, cells the names of its cells."""
 
     figure: str
     label: str
@@ -47,6 +47,7 @@ class Summary:
     c_ne: Spread | None
     e_ne: Spread | None
     ne: dict[str, Spread | None]
+    cells: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def summarise(point: Point, cells: Sequence[CellResult]) -> Summary:
         c_ne=spread([cell.c_ne for cell in cells]),
         e_ne=spread([cell.e_ne for cell in cells]),
         ne={task: spread([cell.ne[task] for cell in cells]) for task in first.ne},
+        cells=[cell.cell for cell in cells],
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,7 @@ class CellResult:
         device: that trained it.
         c_ne, e_ne: mean NE of the two groups of tasks.
         ne, auc: per task; None where undefined.
+        losses: mean training loss of every train.log_every_steps steps, the last ones that are fewer left out.
     """
 
     cell: str
@@ -64,6 +66,7 @@ class CellResult:
     e_ne: float | None
     ne: dict[str, float | None]
     auc: dict[str, float | None]
+    losses: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,14 @@ class Bench:
             e_ne=evaluation.e_ne,
             ne={task: result.ne for task, result in evaluation.tasks.items()},
             auc={task: result.auc for task, result in evaluation.tasks.items()},
+            losses=window_means(trainer.losses()[:, 0], self.train.log_every_steps),
         )
+
+
+def window_means(loss_S: torch.Tensor, window: int) -> list[float]:
+    """Means of every `window` values; the last ones that are fewer are left out."""
+    whole = len(loss_S) // window * window
+    return loss_S[:whole].double().reshape(-1, window).mean(dim=1).tolist()
 
 
 def _device_name(device: torch.device) -> str:
