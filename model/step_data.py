@@ -117,13 +117,18 @@ def world_config(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"contextual": (), "heads": heads})
 
 
+def long_world(shape: BenchShape) -> WorldSettings:
+    """Users of three histories' length each."""
+    events = -(-shape.max_length * _HISTORIES_A_USER // SESSION_EVENTS) * SESSION_EVENTS
+    return WorldSettings(num_users=_NUM_USERS, num_events=events)
+
+
 def data_wait(config: ModelConfig, shape: BenchShape, device: torch.device, *, steps: int) -> DataWait:
     """Trains `steps` steps after a warm-up, on mapped shards whose histories mostly fill the model."""
     total = _WARM_UP + steps
     train_config = bench_train_config(shape, device, steps=total)
     with tempfile.TemporaryDirectory() as directory:
-        events = -(-shape.max_length * _HISTORIES_A_USER // SESSION_EVENTS) * SESSION_EVENTS
-        write_world(Path(directory) / "streams", WorldSettings(num_users=_NUM_USERS, num_events=events))
+        write_world(Path(directory) / "streams", long_world(shape))
         dataset = open_dataset(Path(directory) / "streams")
         trainer, _ = build_trainer(dataset, train_config, world_config(config))
         window = _WaitWindow(len(FEATURES.actions), device)
