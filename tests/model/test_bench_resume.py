@@ -22,7 +22,7 @@ def test_continuations_are_compared_with_the_run_that_went_on(tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["bench_resume", "--tiny", "--out", str(out)])
     bench_resume.main()
     document = json.loads(out.read_text())
-    assert list(document["losses"]) == ["two ranks, uninterrupted", "resumed on 1", "resumed on 2", "resumed on 3"]
+    assert set(document["losses"]) == {"two ranks, uninterrupted", *(f"resumed on {n}" for n in (1, 2, 3))}
     assert document["first_step"] == 7
     assert document["largest_relative_difference"] == pytest.approx(0.025)
 
