@@ -1,13 +1,15 @@
 """Attention kernels beside their PyTorch references. A leaf: torch and triton only."""
 
-from kernels.attention import IMPLEMENTATIONS, hstu_attention
+from kernels.attention import hstu_attention
 from kernels.cached import hstu_attention_cached
-from kernels.gemm import Projections, linear, project_uvqk
+from kernels.carriers import GatedNorm, Projections, QuantisedRows, STUSettings, STUWeights
+from kernels.gemm import linear, project_uvqk
+from kernels.impl import IMPLEMENTATIONS
 from kernels.jagged import concat_jagged, lengths_to_offsets, split_jagged, truncate_jagged
 from kernels.mask import AttentionMask
-from kernels.norm import GatedNorm, QuantisedRows, gated_norm, layer_norm, layer_norm_quantised, quantise_rows
+from kernels.norm import gated_norm, layer_norm, layer_norm_quantised, quantise_rows
 from kernels.plan import AttentionPlan
-from kernels.stu import STUSettings, STUWeights, stu_layer
+from kernels.stu import stu_layer
 
 __all__ = [
     "IMPLEMENTATIONS",

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from kernels import ops
+from kernels.impl import IMPLEMENTATIONS
 from kernels.mask import AttentionMask
 from kernels.plan import AttentionPlan
 from kernels.reference import hstu_attention_reference
-
-IMPLEMENTATIONS = ("reference", "triton")
 
 
 def hstu_attention(

@@ -5,30 +5,12 @@ Legend: T tokens, K and N input and output columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from kernels.norm import QuantisedRows, check_impl
-
-Matrix = Tensor | QuantisedRows
-
-
-@dataclass(frozen=True)
-class Projections:
-    """The UVQK projection, split where the gate ends.
-
-    Attributes:
-        u_TE: (T, E) SiLU'd gate.
-        vqk_TN: (T, N - E) SiLU'd values, queries and keys.
-        pre_TN: (T, N) what SiLU got, when it was asked for, and then u is empty.
-    """
-
-    u_TE: Tensor
-    vqk_TN: Tensor
-    pre_TN: Tensor | None = None
+from kernels.carriers import Matrix, Projections, QuantisedRows
+from kernels.impl import check_impl
 
 
 def linear(

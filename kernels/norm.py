@@ -6,49 +6,15 @@ is one pass over memory; nothing falls back to another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from kernels.attention import IMPLEMENTATIONS
+from kernels.carriers import FP8, GatedNorm, QuantisedRows
+from kernels.impl import check_impl
 
-FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 # Beneath it 448 / largest is beyond fp32, and infinity times the row's zeros is NaN.
 _VANISHING = 1e-35
-
-
-@dataclass(frozen=True)
-class QuantisedRows:
-    """A matrix in float8 e4m3 with one scale per row: values * scale[:, None] is the matrix.
-
-    Attributes:
-        values_TD: (T, D) float8_e4m3fn.
-        scale_T: (T,) fp32, a row's largest element / 448; 0 for a row of zeros, whose values are 0.
-    """
-
-    values_TD: Tensor
-    scale_T: Tensor
-
-    def dequantised(self) -> Tensor:
-        """(T, D) fp32."""
-        return self.values_TD.float() * self.scale_T[:, None]
-
-
-@dataclass(frozen=True)
-class GatedNorm:
-    """Settings of Dropout(Norm(a) * u).
-
-    Attributes:
-        epsilon: added to the variance.
-        num_groups: groups of columns that are normalised apart; 1 is LayerNorm, the number of heads a norm per head.
-        dropout: share of elements that become 0, in Triton rounded to 2^-16; the others are divided by 1 - dropout.
-    """
-
-    epsilon: float
-    num_groups: int = 1
-    dropout: float = 0.0
 
 
 def quantise_rows(x_TD: Tensor, *, impl: str) -> QuantisedRows:
@@ -109,18 +75,3 @@ def gated_norm(
     grouped = a_TE.unflatten(1, (settings.num_groups, -1))
     normal = torch.nn.functional.layer_norm(grouped, grouped.shape[2:], eps=settings.epsilon).flatten(1)
     return torch.nn.functional.dropout((normal * weight_E + bias_E) * u_TE, settings.dropout)
-
-
-def check_impl(impl: str, x: Tensor) -> None:
-    """Refuses an implementation that does not exist, or that cannot run where the tensor lies.
-
-    Raises:
-        NotImplementedError: naming it.
-    """
-    if impl not in IMPLEMENTATIONS:
-        raise NotImplementedError(f"no implementation {impl!r}, only {', '.join(IMPLEMENTATIONS)}")
-    if impl == "triton" and x.device.type != "cuda":
-        from kernels.hstu.function import interpreted
-
-        if not interpreted():
-            raise NotImplementedError(f'impl "triton" needs a GPU, the tensors lie on {x.device}')

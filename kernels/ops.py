@@ -17,8 +17,8 @@ from kernels.mask import AttentionMask
 from kernels.plan import AttentionPlan
 
 if TYPE_CHECKING:
+    from kernels.carriers import STUSettings, STUWeights
     from kernels.hstu.function import Problem
-    from kernels.stu import STUSettings, STUWeights
 
 _ATTENTION = (
     "Tensor offsets, Tensor num_candidates, SymInt num_contextual, SymInt local_window, SymInt global_window, "
@@ -69,8 +69,7 @@ class _Layer(NamedTuple):
     seed: int
 
     def settings(self, problem: Problem) -> STUSettings:
-        from kernels.norm import GatedNorm
-        from kernels.stu import STUSettings
+        from kernels.carriers import GatedNorm, STUSettings
 
         return STUSettings(
             num_heads=self.num_heads,
@@ -156,8 +155,8 @@ def _stu_layer_backward(gradient: Tensor, z: Tensor, weights: list[Tensor], *res
 
 
 def _run_layer(z: Tensor, weights: list[Tensor], rest: tuple[Any, ...]) -> Tensor:
+    from kernels.carriers import STUWeights
     from kernels.layer.stu_function import stu_layer_triton
-    from kernels.stu import STUWeights
 
     split = len(_Attention._fields)
     problem, layer = _Attention(*rest[:split]).problem(len(z)), _Layer(*rest[split:])

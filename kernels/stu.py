@@ -9,8 +9,7 @@ Z + Y
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -18,67 +17,10 @@ from torch.nn.functional import silu
 
 from kernels import ops
 from kernels.attention import hstu_attention
-from kernels.mask import AttentionMask
-from kernels.norm import GatedNorm, check_impl, gated_norm, layer_norm
+from kernels.carriers import STUSettings, STUWeights
+from kernels.impl import check_impl
+from kernels.norm import gated_norm, layer_norm
 from kernels.plan import AttentionPlan
-
-Gemm = Literal["full", "fp8"]
-
-
-@dataclass(frozen=True)
-class STUSettings:
-    """What a layer is, apart from its weights.
-
-    Attributes:
-        num_heads: H.
-        qk_dim: A, per head.
-        v_dim: V, per head.
-        alpha: factor of q k^T.
-        scale: factor of the attention, 1 / the configured maximum length.
-        mask: who sees whom.
-        epsilon: of the LayerNorm before the projection.
-        gate: of the norm behind the attention.
-        gemm: "full" multiplies in the tokens' dtype, "fp8" in e4m3 with a scale per row; the backward is "full".
-    """
-
-    num_heads: int
-    qk_dim: int
-    v_dim: int
-    alpha: float
-    scale: float
-    mask: AttentionMask
-    epsilon: float
-    gate: GatedNorm
-    gemm: Gemm = "full"
-
-    @property
-    def sizes(self) -> list[int]:
-        """Columns of u, v, q and k in the projection."""
-        values, keys = self.num_heads * self.v_dim, self.num_heads * self.qk_dim
-        return [values, values, keys, keys]
-
-
-@dataclass(frozen=True)
-class STUWeights:
-    """The parameters of a layer.
-
-    Attributes:
-        norm_weight_D: (D,).
-        norm_bias_D: (D,).
-        uvqk_weight_ND: (N, D), rows in the order u, v, q, k.
-        uvqk_bias_N: (N,).
-        gate_weight_E: (E,), E = H V.
-        gate_bias_E: (E,).
-        output_weight_DE: (D, E).
-    """
-
-    norm_weight_D: Tensor
-    norm_bias_D: Tensor
-    uvqk_weight_ND: Tensor
-    uvqk_bias_N: Tensor
-    gate_weight_E: Tensor
-    gate_bias_E: Tensor
-    output_weight_DE: Tensor
 
 
 def stu_layer(

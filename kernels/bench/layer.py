@@ -20,14 +20,15 @@ from kernels.bench.timing import (
     memory_row,
     recorded,
 )
-from kernels.gemm import Matrix, linear, project_uvqk
+from kernels.carriers import GatedNorm, Matrix, QuantisedRows, STUSettings, STUWeights
+from kernels.gemm import linear, project_uvqk
 from kernels.jagged import lengths_to_offsets
 from kernels.layer import gemms, norms
 from kernels.layer.norms import GatedGradients, GatedInputs
 from kernels.mask import AttentionMask
-from kernels.norm import GatedNorm, QuantisedRows, gated_norm, layer_norm, quantise_rows
+from kernels.norm import gated_norm, layer_norm, quantise_rows
 from kernels.plan import AttentionPlan
-from kernels.stu import STUSettings, STUWeights, stu_layer
+from kernels.stu import stu_layer
 
 
 def _randn(*shape: int) -> Tensor:

@@ -10,10 +10,9 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.gemm import Matrix, Projections
+from kernels.carriers import Matrix, Projections, QuantisedRows
 from kernels.hstu.function import backend
 from kernels.layer.gemm_kernels import gemm_kernel
-from kernels.norm import QuantisedRows
 
 
 @dataclass(frozen=True)

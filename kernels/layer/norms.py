@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.carriers import FP8, GatedNorm, QuantisedRows
 from kernels.hstu.function import backend
 from kernels.layer.norm_kernels import (
     gated_norm_bwd_kernel,
@@ -19,7 +20,6 @@ from kernels.layer.norm_kernels import (
     quantise_rows_kernel,
     silu_bwd_kernel,
 )
-from kernels.norm import FP8, GatedNorm, QuantisedRows
 
 # Elements that a warp holds at once, and rows that a program holds at most; backward kernels hold more tensors.
 _ELEMENTS_PER_WARP = 1024

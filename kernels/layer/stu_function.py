@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.gemm import Matrix, Projections
+from kernels.carriers import Matrix, Projections, STUSettings, STUWeights
 from kernels.hstu.function import Problem, attention_backward, attention_forward, check_supported
 from kernels.layer import gemms, norms
 from kernels.layer.norms import GatedGradients, GatedInputs
 from kernels.plan import AttentionPlan
-from kernels.stu import STUSettings, STUWeights
 
 
 def stu_layer_triton(

@@ -1,10 +1,5 @@
 """The operators without Triton: shapes alone. `triton_ops_checks.py` runs them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -13,30 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from kernels import AttentionMask, AttentionPlan, GatedNorm, STUSettings, STUWeights, hstu_attention, ops, stu_layer
 
-CHECKS = Path(__file__).with_name("triton_ops_checks.py")
-ROOT = CHECKS.parents[2]
 MASK = AttentionMask(4, 2)
-
-
-def run_checks(device, **environment):
-    """In a process of its own: Triton decides at its import whether it interprets."""
-    command = [sys.executable, "-W", "ignore", str(CHECKS), device]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all checks hold" in done.stdout
-
-
-def test_operators_equal_the_eager_way_in_the_interpreter():
-    pytest.importorskip("triton")
-    run_checks("cpu", TRITON_INTERPRET="1")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_operators_equal_the_eager_way_on_the_gpu():
-    run_checks("cuda")
 
 
 class Attention(nn.Module):

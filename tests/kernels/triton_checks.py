@@ -275,7 +275,8 @@ def checks(device):
         )
 
 
-def main():
+def run_all(checks):
+    """Runs the checks of the device on the command line, one after the other."""
     device = sys.argv[1]
     # Fills uninitialised memory with NaN; some sums of integers would else be refused, hence warn_only.
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -288,4 +289,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_all(checks)

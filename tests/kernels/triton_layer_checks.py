@@ -6,12 +6,10 @@
 Uninitialised memory is NaN throughout.
 """
 
-import sys
-import time
 from dataclasses import fields, replace
 
 import torch
-from triton_checks import compare, layout
+from triton_checks import compare, layout, run_all
 
 from kernels import (
     AttentionMask,
@@ -255,16 +253,5 @@ def checks(device):
     yield "quantised layer", lambda: check_quantised_layer(device)
 
 
-def main():
-    device = sys.argv[1]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.manual_seed(3)
-    for name, run_check in checks(device):
-        begin = time.monotonic()
-        run_check()
-        print(f"ok {name}, {time.monotonic() - begin:.1f} s", flush=True)
-    print(f"all checks hold on {torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter'}")
-
-
 if __name__ == "__main__":
-    main()
+    run_all(checks)

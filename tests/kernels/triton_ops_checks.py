@@ -6,12 +6,10 @@
 The interpreter compiles with backend "aot_eager", which traces forward and backward and runs what it traced.
 """
 
-import sys
-import time
 from dataclasses import fields, replace
 
 import torch
-from triton_checks import fused_views, layout
+from triton_checks import fused_views, layout, run_all
 from triton_layer_checks import randn, settings_of, weights_of
 
 from kernels import AttentionMask, AttentionPlan, STUWeights, hstu_attention, stu_layer
@@ -114,15 +112,5 @@ def checks(device):
     yield "layer, compiled", lambda: check_compiled_layer(device, dtype, dims, dim, backend, 0.25)
 
 
-def main():
-    device = sys.argv[1]
-    torch.manual_seed(3)
-    for name, run_check in checks(device):
-        begin = time.monotonic()
-        run_check()
-        print(f"ok {name}, {time.monotonic() - begin:.1f} s", flush=True)
-    print(f"all checks hold on {torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter'}")
-
-
 if __name__ == "__main__":
-    main()
+    run_all(checks)

@@ -1,8 +1,5 @@
 """Cached scoring by the Triton kernels."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,24 +7,14 @@ import torch
 
 pytest.importorskip("triton")
 
-CHECKS = Path(__file__).with_name("cached_checks.py")
-ROOT = CHECKS.parents[3]
+SCRIPT = Path(__file__).with_name("cached_checks.py")
 
 
-def run_checks(device, **environment):
-    """In a process of its own: Triton decides at its import whether it interprets."""
-    command = [sys.executable, "-W", "ignore", str(CHECKS), device]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all checks hold" in done.stdout
-
-
-def test_the_kernels_give_the_references_scores_in_the_interpreter():
-    run_checks("cpu", TRITON_INTERPRET="1")
+def test_the_kernels_give_the_references_scores_in_the_interpreter(checks_hold):
+    checks_hold(SCRIPT, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_kernels_give_the_references_scores_on_the_gpu():
-    run_checks("cuda")
+def test_the_kernels_give_the_references_scores_on_the_gpu(checks_hold):
+    checks_hold(SCRIPT, "cuda")
