@@ -12,7 +12,6 @@ from features.dataset import StreamsDataset
 from features.errors import DataError
 from model.distributed import World
 from model.evaluation import score_candidates
-from model.metrics import NormalizedEntropy
 from model.ranker import Ranker
 from model.reader import Reader
 from model.sampler import RequestIndex, request_times
@@ -68,6 +67,9 @@ class EarlyStop:
 
     def check(self, ranker: Ranker, device: torch.device) -> float:
         """Scores the held-out requests on all ranks; returns the mean NE over the tasks that have both labels."""
+        # torchmetrics loads for a second, which a training without checks does not need.
+        from model.metrics import NormalizedEntropy
+
         scores = score_candidates(ranker, self._reader, device, world=self._world)
         ne = NormalizedEntropy(scores.labels_CK.shape[1])
         ne.update(scores.logits_CK, scores.labels_CK)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from model.distributed import World
 from model.loss import task_labels
-from model.metrics import AUC, GroupedAUC, NormalizedEntropy, group_mean
 from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
@@ -121,6 +120,9 @@ def measure(
         groups: tasks of C-NE (`consumption`) and E-NE (`engagement`).
         cut_ms: start of the evaluation window.
     """
+    # torchmetrics loads for a second, which who only scores candidates does not need.
+    from model.metrics import GroupedAUC, group_mean
+
     num_candidates = scores.labels_CK.shape[0]
     ne, auc = _ne_and_auc(scores.logits_CK, scores.labels_CK)
     gauc = GroupedAUC()
@@ -164,6 +166,8 @@ def _floor_figures(logits_C: np.ndarray | None, labels_C1: Tensor) -> tuple[floa
 
 
 def _ne_and_auc(logits_CK: Tensor, labels_CK: Tensor) -> tuple[list[float | None], list[float | None]]:
+    from model.metrics import AUC, NormalizedEntropy
+
     ne, auc = NormalizedEntropy(labels_CK.shape[1]), AUC()
     ne.update(logits_CK, labels_CK)
     auc.update(logits_CK, labels_CK)

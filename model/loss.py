@@ -16,6 +16,11 @@ from model.heads import Predictions
 MAX_WATCH_RATIO = 3.0
 
 
+def entropy(rate: Tensor) -> Tensor:
+    """Cross-entropy (nats) of always predicting `rate` when that is the share of positives; 0 at 0 and 1."""
+    return torch.special.entr(rate) + torch.special.entr(1 - rate)
+
+
 @dataclass(frozen=True)
 class Loss:
     """The loss of a batch.

@@ -16,10 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-
-def entropy(rate: Tensor) -> Tensor:
-    """Cross-entropy (nats) of always predicting `rate` when that is the share of positives; 0 at 0 and 1."""
-    return torch.special.entr(rate) + torch.special.entr(1 - rate)
+from model.loss import entropy
 
 
 class NormalizedEntropy(Metric):

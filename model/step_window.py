@@ -15,8 +15,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.distributed import World
-from model.loss import LossCounts
-from model.metrics import entropy
+from model.loss import LossCounts, entropy
 
 _GIB = 1 << 30
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
-from flows.report.inputs import CalibrationPoint
-from flows.report.lengths import LengthShares
-from flows.report.masks import DrawnMask
+if TYPE_CHECKING:
+    # The trends of nights draw with this module and need neither the model nor torch.
+    from flows.report.inputs import CalibrationPoint
+    from flows.report.lengths import LengthShares
+    from flows.report.masks import DrawnMask
 
 INK = "#1f2733"
 MUTED = "#66707d"

@@ -47,8 +47,17 @@ def test_every_command_explains_itself(tmp_path: Path, command: tuple[str, ...],
 
 
 def test_help_loads_nothing_heavy():
-    code = f"import sys, flows.cli; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == ""
+    assert loaded("flows.cli", HEAVY) == []
+
+
+def test_what_only_starts_stages_does_not_load_what_they_compute_with():
+    assert loaded("flows.run, flows.retrain, flows.settings", ("torch", "apache_beam", "polars", "sklearn")) == []
+
+
+def loaded(modules: str, heavy: tuple[str, ...]) -> list[str]:
+    """Which heavy modules come along when these are imported."""
+    code = f"import sys, {modules}; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 from torchmetrics.functional.classification import binary_auroc
 
-from model.metrics import AUC, GroupedAUC, NormalizedEntropy, entropy, group_mean, grouped_auc, rank_auc
+from model.loss import entropy
+from model.metrics import AUC, GroupedAUC, NormalizedEntropy, group_mean, grouped_auc, rank_auc
 
 
 def pairwise_auc(scores, labels):
