@@ -1,1 +1,1 @@
-"""Beam pipelines and the stages ingest, vocab, streams and validate."""
+"""The stages ingest, vocab, streams and validate, on the threads of one machine or on any Beam runner."""

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from features.config import Section
 
+LOCAL = "local"
+
 
 class PipelinesConfig(Section):
     """How the pipelines run; nothing here changes the content of what they write.

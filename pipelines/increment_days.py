@@ -6,18 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import apache_beam as beam
-
 from features.config import Closed, WindowConfig
 from features.errors import DataError
 from features.manifest import FileEntry, file_entry
 from pipelines.config import PipelinesConfig
 from pipelines.day_files import RankedSpill, count_rows, write_day
-from pipelines.engine import run_pipeline
+from pipelines.engine import run_job
 from pipelines.increment_logs import LOGS, LogReader, ParsedLog, parse_logs
 from pipelines.increment_store import Store, digest, link
 from pipelines.progress import Phase, log_progress
 from pipelines.spill import SpillRef
+from pipelines.steps import Job, Step
 
 DAYS = "days"
 _INDEX = "index"
@@ -56,7 +55,7 @@ class DayPlan:
         )
 
 
-class WriteDays(beam.DoFn):
+class WriteDays(Step):
     """[(folder, spills), ...] in, the days' files on disk."""
 
     def process(self, element: list[tuple[str, tuple[RankedSpill, ...]]]) -> None:
@@ -135,7 +134,7 @@ def _put_together(plans: list[DayPlan], store: Store, config: PipelinesConfig) -
         return sum(plan.rows for plan in plans if any(folders[plan.key].iterdir()))
 
     with log_progress(Phase("rows written", num_rows, rows_written)):
-        run_pipeline(lambda pipeline: _wire(pipeline, bundles), config)
+        run_job(Job(bundles, WriteDays()), config)
     return {
         key: {path.name: file_entry(path) for path in sorted(folder.glob("part-*.parquet"))}
         for key, folder in folders.items()
@@ -153,10 +152,6 @@ def _bundles(plans: list[DayPlan], store: Store) -> Iterator[list[tuple[str, tup
             bundle, rows = [], 0
     if bundle:
         yield bundle
-
-
-def _wire(pipeline: beam.Pipeline, bundles: list[list[tuple[str, tuple[RankedSpill, ...]]]]) -> None:
-    _ = pipeline | "Days" >> beam.Create(bundles) | "Spread" >> beam.Reshuffle() | "Write" >> beam.ParDo(WriteDays())
 
 
 def _reconcile(plans: list[DayPlan], out: Path) -> None:

@@ -7,7 +7,6 @@ import datetime
 import logging
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 
 from features.calendar import local_day_index
@@ -16,7 +15,7 @@ from features.errors import DataError
 from features.files import read_json, write_json
 from features.manifest import FileEntry, file_entry
 from pipelines.config import PipelinesConfig
-from pipelines.engine import run_pipeline
+from pipelines.engine import run_job
 from pipelines.increment_store import Stamp, Store, digest
 from pipelines.progress import Phase, log_progress
 from pipelines.quarantine import Account, account_of, add_accounts, part_path, save_part
@@ -24,6 +23,7 @@ from pipelines.sources.plan import plan_units
 from pipelines.sources.raw import LogLayout, RawFile, RawLogs, TimeRange, WorkUnit
 from pipelines.sources.read import events_table, read_unit
 from pipelines.spill import SpillRef, spill_path, write_spill
+from pipelines.steps import Job, Step
 
 _LOG = logging.getLogger(__name__)
 LOGS = "logs"
@@ -103,7 +103,7 @@ class LogReader:
         return digest([content, form, repr(self.layout), repr(self.times), self.timezone, self.code])
 
 
-class ReadUnit(beam.DoFn):
+class ReadUnit(Step):
     """(work unit, folder) in; the unit's rows by day, its bad rows and its record on disk."""
 
     def __init__(self, reader: LogReader) -> None:
@@ -177,7 +177,7 @@ def parse_logs(logs: list[KeyedLog], reader: LogReader, store: Store, *, config:
     _LOG.info("%s rows to read in %d of the files", f"{num_rows:,}", len(logs))
     if work:
         with log_progress(Phase("rows read", num_rows, lambda: _rows_read(work))):
-            run_pipeline(lambda pipeline: _wire(pipeline, work, reader), config)
+            run_job(Job(work, ReadUnit(reader)), config)
     for log in logs:
         if Stamp.of(log.file.path) != log.stamp:
             raise DataError(f"{log.file.name}: changed while it was read; run the ingest stage again")
@@ -188,10 +188,6 @@ def _elements(log: KeyedLog, store: Store, rows_per_unit: int) -> list[Element]:
     """Units of rank 0, so that what is parsed does not depend on the files beside it, and where they go."""
     folder = store.begin(LOGS, log.key)
     return [(unit, str(folder)) for unit in plan_units(dataclasses.replace(log.file, rank=0), rows_per_unit)]
-
-
-def _wire(pipeline: beam.Pipeline, work: list[Element], reader: LogReader) -> None:
-    _ = pipeline | "Units" >> beam.Create(work) | "Spread" >> beam.Reshuffle() | "Read" >> beam.ParDo(ReadUnit(reader))
 
 
 def _rows_read(work: list[Element]) -> int:

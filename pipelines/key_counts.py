@@ -6,11 +6,9 @@ partition is added up by itself, so that no worker ever holds the ids of more th
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +17,7 @@ from features.columns import one_array
 from features.hashing import shard_of
 from pipelines.events import Unit, read_unit
 from pipelines.spill import SpillRef, read_spill, write_spill
+from pipelines.steps import Job, Step
 
 COUNTED = {"user": "user_id", "item": "item_id", "surface": "surface"}
 COUNTS = pa.schema([("key", pa.int64()), ("train", pa.int64()), ("eval", pa.int64())])
@@ -33,7 +32,7 @@ def num_partitions(num_rows: int) -> int:
     return min(max(num_rows // _ROWS_PER_PARTITION, 1), _MAX_PARTITIONS)
 
 
-class CountUnit(beam.DoFn):
+class CountUnit(Step):
     """A work unit in, ((field, partition), reference to its counts) pairs out."""
 
     def __init__(self, cut_ms: int, partitions: int, directory: str) -> None:
@@ -52,7 +51,7 @@ class CountUnit(beam.DoFn):
                 yield (field, ref.partition), ref
 
 
-class AddCounts(beam.DoFn):
+class AddCounts(Step):
     """((field, partition), references) in, the partition's total counts on disk."""
 
     def __init__(self, directory: str) -> None:
@@ -98,14 +97,7 @@ def total_counts(directory: Path, field: str) -> pa.Table:
     return counts.take(pa.array(np.argsort(counts.column("key").to_numpy())))
 
 
-def count_steps(pipeline: beam.Pipeline, units: list[Unit], cut_ms: int, *, work: Path) -> None:
-    """Adds the steps from work units to total counts in `work` to a pipeline."""
-    count = beam.ParDo(CountUnit(cut_ms, num_partitions(sum(unit.rows for unit in units)), str(work)))
-    _ = (
-        pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Count" >> count.with_output_types(typing.Tuple[Place, typing.Any])  # noqa: UP006
-        | "Meet" >> beam.GroupByKey()
-        | "Add" >> beam.ParDo(AddCounts(str(work)))
-    )
+def counting_job(units: list[Unit], cut_ms: int, *, work: Path) -> Job:
+    """From work units to total counts in `work`."""
+    count = CountUnit(cut_ms, num_partitions(sum(unit.rows for unit in units)), str(work))
+    return Job(units, count, AddCounts(str(work)), key_type=tuple[str, int])

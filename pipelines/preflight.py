@@ -16,9 +16,8 @@ from apache_beam.options import pipeline_options as beam_options
 
 from features.errors import DataError
 from features.storage import Remote, is_url
-from pipelines.config import PipelinesConfig
+from pipelines.config import LOCAL, PipelinesConfig
 
-LOCAL = "local"
 DATAFLOW = "DataflowRunner"
 # Runners that talk to a job service; Flink's and Spark's start one, which is a Java program.
 _JAVA_RUNNERS = ("FlinkRunner", "SparkRunner")

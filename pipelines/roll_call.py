@@ -9,14 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import apache_beam as beam
-
 from features.config import Closed
 from features.errors import DataError
 from features.files import read_json, write_json
 from features.storage import Remote
 from pipelines.config import PipelinesConfig
-from pipelines.engine import run_pipeline
+from pipelines.engine import run_job
+from pipelines.steps import Job, Step
 
 # Long enough for each worker to get some of the questions, and for them all to be answered in a second.
 _QUESTIONS_PER_WORKER = 8
@@ -31,7 +30,7 @@ class Answer(Closed):
     python: str
 
 
-class AnswerCall(beam.DoFn):
+class AnswerCall(Step):
     """A question in, a file with the worker's answer out, in a folder or at a URL."""
 
     def __init__(self, folder: Path | Remote) -> None:
@@ -69,7 +68,7 @@ def roll_call(config: PipelinesConfig, folder: Path) -> list[Answer]:
         place: Path | Remote = Path(out)
         if config.spill is not None:
             place = Remote(f"{config.spill.rstrip('/')}/{Path(out).name.lstrip('.')}")
-        run_pipeline(lambda pipeline: _wire(pipeline, questions, place), config, needs_disk=False)
+        run_job(Job(questions, AnswerCall(place)), config, needs_disk=False)
         if isinstance(place, Remote):
             for file in place.files():
                 place.download(file.name, Path(out) / file.name)
@@ -78,7 +77,3 @@ def roll_call(config: PipelinesConfig, folder: Path) -> list[Answer]:
     if len(answers) != len(questions):
         raise DataError(f"{folder}: {len(questions)} questions to the workers, {len(answers)} answers in this folder")
     return sorted(set(answers), key=lambda answer: (answer.host, answer.process))
-
-
-def _wire(pipeline: beam.Pipeline, questions: range, place: Path | Remote) -> None:
-    _ = pipeline | beam.Create(questions) | beam.Reshuffle() | beam.ParDo(AnswerCall(place))

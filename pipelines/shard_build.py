@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import apache_beam as beam
 import pyarrow as pa
 
 from features.arrow_file import write_arrow
@@ -26,11 +24,12 @@ from features.vocabulary import VocabularySet
 from pipelines.events import Unit, read_side_table, read_unit
 from pipelines.shard_report import describe_shard
 from pipelines.spill import SpillRef, read_spill, write_spill
+from pipelines.steps import Job, Step
 
 _LOG = logging.getLogger(__name__)
 
 
-class SpillUnit(beam.DoFn):
+class SpillUnit(Step):
     """A work unit in, (shard, reference) pairs out; nothing is kept between elements."""
 
     def __init__(self, num_shards: int, directory: str) -> None:
@@ -45,7 +44,7 @@ class SpillUnit(beam.DoFn):
             yield ref.partition, ref
 
 
-class BuildShard(beam.DoFn):
+class BuildShard(Step):
     """(shard, references) in, the shard's finished files and its report on disk."""
 
     def __init__(self, plan: StreamsPlan) -> None:
@@ -132,14 +131,6 @@ def _entry(name: str, files: dict[str, FileEntry], tables: ShardTables, *, strea
     )
 
 
-def build_shards(pipeline: beam.Pipeline, units: list[Unit], plan: StreamsPlan) -> None:
-    """Adds the steps from work units to shards to a pipeline."""
-    spill = beam.ParDo(SpillUnit(plan.num_shards, str(plan.work)))
-    _ = (
-        pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Spill" >> spill.with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
-        | "Meet" >> beam.GroupByKey()
-        | "Build" >> beam.ParDo(BuildShard(plan))
-    )
+def shard_job(units: list[Unit], plan: StreamsPlan) -> Job:
+    """From work units to shards."""
+    return Job(units, SpillUnit(plan.num_shards, str(plan.work)), BuildShard(plan))

@@ -11,12 +11,10 @@ import hashlib
 import logging
 import socket
 import tempfile
-import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,17 +22,17 @@ from features.hashing import shard_of
 from features.manifest import REQUESTS_FILE, USERS_FILE, shard_name
 from features.storage import Remote, is_url
 from pipelines.events import Unit, read_part
-from pipelines.shard_build import StreamsPlan, build_shards, write_shard
+from pipelines.shard_build import StreamsPlan, shard_job, write_shard
 from pipelines.spill import SpillRef, spill_path, write_spill
+from pipelines.steps import Job, Step
 
 _LOG = logging.getLogger(__name__)
-Build = Callable[[beam.Pipeline], None]
 _SIDE_TABLES = ("items.parquet", "users.parquet")
 
 
 @contextmanager
-def shard_steps(spill: str | None, units: list[Unit], plan: StreamsPlan) -> Iterator[Build]:
-    """The steps from work units to shards in `plan.out`, over the disk or over a URL.
+def exchanged_job(spill: str | None, units: list[Unit], plan: StreamsPlan) -> Iterator[Job]:
+    """The job from work units to shards in `plan.out`, over the disk or over a URL.
 
     Args:
         spill: `pipelines.spill`; without a URL all workers see the paths of `units` and `plan`.
@@ -45,15 +43,15 @@ def shard_steps(spill: str | None, units: list[Unit], plan: StreamsPlan) -> Iter
         DataError: the URL does not take the files or does not give them back.
     """
     if spill is None or not is_url(spill):
-        yield lambda pipeline: build_shards(pipeline, units, plan)
+        yield shard_job(units, plan)
         return
     remote = Remote(f"{spill.rstrip('/')}/streams-{_token(plan.out)}")
     remote.remove()  # what a killed run left: one run writes a target at a time
     try:
         names = _give(remote, units, plan)
-        yield lambda pipeline: exchange_shards(
-            pipeline, [_renamed(unit, names) for unit in units], RemotePlan(remote, plan)
-        )
+        there = RemotePlan(remote, plan)
+        # Units name their files as they are called at the URL.
+        yield Job([_renamed(unit, names) for unit in units], SpillRemote(there), BuildRemote(there))
         _take(remote, plan)
     finally:
         remote.remove()
@@ -110,7 +108,7 @@ class RemotePlan:
         return plan
 
 
-class SpillRemote(beam.DoFn):
+class SpillRemote(Step):
     """A work unit in, (shard, reference) pairs out; the spill file is at the URL."""
 
     def __init__(self, plan: RemotePlan) -> None:
@@ -132,7 +130,7 @@ class SpillRemote(beam.DoFn):
             yield ref.partition, ref._replace(path=f"spill/{path.name}")
 
 
-class BuildRemote(beam.DoFn):
+class BuildRemote(Step):
     """(shard, references) in; the shard's finished files and its report at the URL."""
 
     def __init__(self, plan: RemotePlan) -> None:
@@ -168,16 +166,3 @@ def read_remote_spill(remote: Remote, refs: Iterable[SpillRef]) -> pa.Table:
             raise RuntimeError(f"{remote.at(ref.path)}: batch {ref.batch} has {batch.num_rows} rows, not {ref.rows}")
         tables.append(pa.Table.from_batches([batch]))
     return pa.concat_tables(tables)
-
-
-def exchange_shards(pipeline: beam.Pipeline, units: list[Unit], plan: RemotePlan) -> None:
-    """Adds the steps from work units to shards to a pipeline; the units' paths are names at the URL."""
-    spill = beam.ParDo(SpillRemote(plan))
-    _ = (
-        pipeline
-        | "Units" >> beam.Create(units)
-        | "Spread" >> beam.Reshuffle()
-        | "Spill" >> spill.with_output_types(typing.Tuple[int, typing.Any])  # noqa: UP006
-        | "Meet" >> beam.GroupByKey()
-        | "Build" >> beam.ParDo(BuildRemote(plan))
-    )

@@ -25,11 +25,11 @@ from features.spec import CategoricalField, FeatureSpec
 from features.storage import is_url
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
-from pipelines.engine import run_pipeline, run_stage
+from pipelines.engine import run_job, run_stage
 from pipelines.events import Unit, check_unchanged, cut_of, events_digest, plan_units
 from pipelines.progress import Phase, log_progress
 from pipelines.shard_build import StreamsPlan, write_shard
-from pipelines.shard_exchange import shard_steps
+from pipelines.shard_exchange import exchanged_job
 from pipelines.shard_report import ShardReport, summarise
 from pipelines.spill import spill_path
 
@@ -82,8 +82,8 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
         split = Phase("rows split", num_rows, lambda: _rows_spilled(plan, units))
         built = Phase("shards built", plan.num_shards, lambda: len(list(plan.work.glob("shard-*.json"))))
         phases = () if is_url(config.spill or "") else (split, built)
-        with log_progress(*phases), shard_steps(config.spill, units, plan) as steps:
-            run_pipeline(steps, config, needs_disk=False)
+        with log_progress(*phases), exchanged_job(config.spill, units, plan) as job:
+            run_job(job, config, needs_disk=False)
         reports = _collect(plan, num_rows)
         shutil.rmtree(plan.work)
         manifest = Manifest(

@@ -23,11 +23,11 @@ from features.profile import Profile
 from features.vocabulary import VocabularySet
 from pipelines.config import PipelinesConfig
 from pipelines.drift_page import write_drift_page
-from pipelines.engine import run_pipeline, run_stage
+from pipelines.engine import run_job, run_stage
 from pipelines.events import events_digest
 from pipelines.profiles import PROFILES, build_profile, keep_profile, load_baseline, profile_text
 from pipelines.quality_gate import GateReport, judge, require_no_drift, summary, table
-from pipelines.shard_checks import CheckShard, ShardResult, check_shards
+from pipelines.shard_checks import CheckShard, ShardResult, checking_job
 from pipelines.streams import feature_spec
 from pipelines.validate_config import ValidateConfig
 from pipelines.vocab import check_base
@@ -67,7 +67,7 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
     rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
     with atomic_file(out) as path:
         check = CheckShard(dataset, rules, data.timezone)
-        run_pipeline(lambda pipeline: check_shards(pipeline, check, str(path), rules.num_shards), config)
+        run_job(checking_job(check, path, rules.num_shards), config)
         results = _read_results(path, dataset)
         for name in results[0].figures:
             checks[name] = reduce(merge_figures, (result.figures[name] for result in results))

@@ -18,9 +18,9 @@ from features.files import atomic_directory, read_json, write_json
 from features.schema import check_schema, side_table_schema
 from features.vocabulary import UNKNOWN, VOCABULARY_FILE, Vocabulary, VocabularySet, extend
 from pipelines.config import PipelinesConfig
-from pipelines.engine import run_pipeline, run_stage
+from pipelines.engine import run_job, run_stage
 from pipelines.events import Unit, cut_of, plan_units
-from pipelines.key_counts import COUNTED, count_steps, total_counts
+from pipelines.key_counts import COUNTED, counting_job, total_counts
 
 _LOG = logging.getLogger(__name__)
 _SIDES = ("train", "eval")
@@ -52,7 +52,7 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
     with atomic_directory(out) as temporary:
         work = temporary / "work"
         work.mkdir()
-        run_pipeline(lambda pipeline: count_steps(pipeline, units, cut_ms, work=work), config)
+        run_job(counting_job(units, cut_ms, work=work), config)
         counts = {field: _frame(total_counts(work, field)) for field in COUNTED}
         _check_counts(counts["user"], units, events, data=data)
         shutil.rmtree(work)

@@ -14,8 +14,8 @@ import pytest
 import pipelines.engine
 from features.errors import DataError
 from features.files import read_json
-from pipelines.config import PipelinesConfig
 from pipelines.ingest import ingest
+from pipelines.steps import Job
 
 ROWS = 20_000
 FIRST_MS = 1_650_600_000_000
@@ -75,15 +75,15 @@ def run(tmp_path: Path, write_params: Callable[..., Path]) -> Callable[..., dict
 
 def before_the_first_pipeline(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Lets something happen after the files were planned and before they are read."""
-    check, done = pipelines.engine.check_runner, []
+    run, done = pipelines.engine.run_in_threads, []
 
-    def check_and_act(config: PipelinesConfig) -> None:
-        check(config)
+    def act_and_run(job: Job, num_workers: int) -> None:
         if not done:
             done.append(True)
             act()
+        run(job, num_workers)
 
-    monkeypatch.setattr(pipelines.engine, "check_runner", check_and_act)
+    monkeypatch.setattr(pipelines.engine, "run_in_threads", act_and_run)
 
 
 def published(folder: Path) -> dict[str, bytes]:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import apache_beam as beam
 import pytest
 
 from features.errors import DataError
 from pipelines.config import PipelinesConfig
-from pipelines.engine import run_pipeline
+from pipelines.engine import run_job
 from pipelines.ingest import ingest
 from pipelines.sources.synthetic import SyntheticSettings, write_kuairand_logs
+from pipelines.steps import Job, Step
 from pipelines.streams import build_streams
 from pipelines.validate import Inputs, validate
 from pipelines.vocab import build_vocabularies
@@ -76,12 +76,12 @@ def test_two_worker_processes_write_the_same_bytes_as_the_local_run(
         assert bytes_of(Path("local") / name) == bytes_of(Path("cluster") / name)
 
 
-class Refuse(beam.DoFn):
+class Refuse(Step):
     def process(self, element: int) -> None:
         raise DataError(f"raw/log.csv: row {element} is bad")
 
 
-class Die(beam.DoFn):
+class Die(Step):
     def process(self, element: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -90,11 +90,11 @@ class Die(beam.DoFn):
     ("step", "message"), [(Refuse(), "raw/log.csv: row 3 is bad"), (Die(), "a worker died .*; nothing was published")]
 )
 def test_what_happens_to_a_worker_comes_back_as_one_line(
-    options: list[str], capfd: pytest.CaptureFixture[str], step: beam.DoFn, message: str
+    options: list[str], capfd: pytest.CaptureFixture[str], step: Step, message: str
 ) -> None:
     config = PipelinesConfig(
         runner="PortableRunner", options=tuple(options), num_workers=1, num_shards=1, rows_per_unit=1, spill=None
     )
     with pytest.raises(DataError, match=f"^{message}"):
-        run_pipeline(lambda pipeline: pipeline | beam.Create([3]) | beam.ParDo(step), config)
+        run_job(Job([3], step), config)
     assert "Traceback" not in capfd.readouterr().err
