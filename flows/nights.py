@@ -24,6 +24,7 @@ from flows.nightly.dates import DAY
 from flows.nightly.record import Records
 from flows.nightly.report import write_page
 from flows.nightly.workspace import git
+from flows.nights_kills import kill_every_step
 from flows.nights_logs import World
 from flows.nights_scenario import (
     FIRST_DAY,
@@ -34,7 +35,6 @@ from flows.nights_scenario import (
     SMALL,
     TIMEZONE,
     Simulation,
-    kill_every_step,
 )
 from flows.nights_verdict import verdict
 from flows.process import interpreter_environment
@@ -140,7 +140,7 @@ def main() -> None:
         # Nights play with the clone's own code: whatever changes here meanwhile is not part of them.
         _play_in(simulation.root, args)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("flows.nights_scenario", "__main__"):
+    for name in ("flows.nights_scenario", "flows.nights_kills", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         finished = run_nights(simulation, args.nights, args.stop_after)

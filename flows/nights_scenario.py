@@ -68,8 +68,8 @@ SMALL: dict[str, Any] = {
     "train.batch_size": 64,
     "train.dense_learning_rate": 0.003,
     "train.warmup_steps": 10,
-    "train.checkpoint_every_steps": 20,
-    "export.parity_requests": 50,
+    "train.checkpoint_every_steps": 50,
+    "export.parity_requests": 20,
     "evaluate.groups": {"consumption": ["is_click", "long_view"], "engagement": ["is_like"]},
     "retrain.logs": "landing",
     "retrain.window_days": 4,
@@ -111,10 +111,11 @@ class Simulation:
         retrain(str(date), str(self.root), "HEAD", False, patience, return_state=True)
         return Records(self.places.folder).get(date)
 
-    def start(self, date: datetime.date) -> subprocess.Popen[str]:
-        """Runs a date as a command of its own."""
+    def start(self, date: datetime.date, *command: str) -> subprocess.Popen[str]:
+        """Runs a date as a command of its own, `hstu2 retrain` unless told another that takes `--date`."""
+        command = command or ("-c", "from flows.cli import main; main()", "retrain")
         return subprocess.Popen(
-            [sys.executable, "-c", "from flows.cli import main; main()", "retrain", "--date", str(date)],
+            [sys.executable, *command, "--date", str(date)],
             cwd=self.root,
             env=interpreter_environment(os.environ) | _server_environment(),
             stdout=subprocess.PIPE,
@@ -199,7 +200,7 @@ def crash(simulation: Simulation, date: datetime.date) -> None:
     time.sleep(2.0)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _wait_for_lock(simulation)
+    wait_for_lock(simulation)
     simulation.night(date)
 
 
@@ -229,57 +230,12 @@ def again(simulation: Simulation, date: datetime.date) -> None:
     write_json(simulation.root.parent / "unchanged.json", {"seconds": round(seconds, 2)})
 
 
-def kill_every_step(simulation: Simulation, date: datetime.date) -> dict[str, str]:
-    """kill -9 in each stage, in the gate and in the upload of one date, then a run that is left alone.
-
-    Returns:
-        By step, what the next run said that it found.
-
-    Raises:
-        DataError: a process outlived the kill, or the champion was touched.
-    """
-    from flows.models import ModelStore
-    from flows.stage import stage_names
-
-    simulation.world.write_day(simulation.landing, date)
-    store, found = ModelStore(simulation.places.models), {}
-    champion = store.champion()
-    for name in (*stage_names(simulation.root), "gate", "push"):
-        process = simulation.start(date)
-        simulation.wait_for_step(date, name)
-        time.sleep(0.3 if name == "push" else 1.5)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        _wait_for_lock(simulation)
-        left = writers(simulation.places.workspace)
-        if left or store.champion() != champion:
-            raise DataError(f"after kill -9 in {name}: processes {left}, champion {store.champion()}")
-        running = Records(simulation.places.folder).running()
-        found[name] = "no marker" if running is None else f"killed in {running.step}"
-        logger.info("kill -9 in %s: nothing is left, marker: %s", name, found[name])
-    record = simulation.night(date)
-    found["left alone"] = "no record" if record is None else f"{record.outcome}: {record.reason}"
-    return found
-
-
-def writers(folder: Path) -> list[int]:
-    """Processes whose working directory is the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            if path.readlink() == folder.absolute():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 KINDS: dict[str, Callable[[Simulation, datetime.date], None]] = {
     function.__name__: function for function in (normal, missing, late, corrupt, feed, worse, crash, overlap, again)
 }
 
 
-def _wait_for_lock(simulation: Simulation) -> None:
+def wait_for_lock(simulation: Simulation) -> None:
     """Waits until nothing of a killed night is left."""
     with retrain_lock(simulation.places.lock, task="waiting", wait_seconds=60.0):
         pass
