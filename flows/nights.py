@@ -151,7 +151,7 @@ def main() -> None:
         if args.kills:
             with _server(simulation):
                 kills = kill_every_step(simulation, FIRST_NIGHT + args.nights * DAY)
-            write_json(simulation.root.parent / "kills.json", kills)
+            write_json(args.json.with_name(f"{args.json.stem}_kills.json"), kills)
         result, problems = verdict(simulation, args.nights)
     except DataError as error:
         sys.exit(f"error: {error}")

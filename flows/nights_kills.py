@@ -30,8 +30,7 @@ from flows.stage import stage_names
 logger = logging.getLogger(__name__)
 
 Moment = Literal["begin", "middle", "end"]
-MIDDLE_SECONDS = 0.6
-SHORT = {"freeze logs": 0.3, "push": 0.3}
+MIDDLE_SECONDS = 0.4
 BEFORE: tuple[tuple[str, Moment], ...] = (
     ("wait for logs", "begin"),
     ("freeze logs", "begin"),
@@ -83,8 +82,8 @@ def _kill(simulation: Simulation, date: datetime.date, step: str, moment: Moment
     """One run that ends with kill -9, and what it leaves."""
     if moment == "middle":
         process = simulation.start(date)
-        simulation.wait_for_step(date, step)
-        time.sleep(SHORT.get(step, MIDDLE_SECONDS))
+        simulation.wait_for_step(process, step)
+        time.sleep(MIDDLE_SECONDS)
         process.send_signal(signal.SIGKILL)
     else:
         process = simulation.start(date, "-m", __name__, step, moment)

@@ -128,8 +128,8 @@ class Simulation:
         edit_params(self.root / "params.yaml", settings)
         git(self.root, "commit", "--quiet", "-m", message, "--", "params.yaml")
 
-    def wait_for_step(self, date: datetime.date, name: str) -> None:
-        """Waits until a night that runs elsewhere is in a step.
+    def wait_for_step(self, process: subprocess.Popen[str], name: str) -> None:
+        """Waits until a night that runs as a command is in a step.
 
         Raises:
             DataError: it did not get there in time.
@@ -137,10 +137,10 @@ class Simulation:
         deadline = time.monotonic() + ENOUGH_SECONDS
         while time.monotonic() < deadline:
             running = Records(self.places.folder).running()
-            if running is not None and (running.date, running.step) == (date, name):
+            if running is not None and (running.pid, running.step) == (process.pid, name):
                 return
             time.sleep(0.05)
-        raise DataError(f"the night of {date} did not reach {name}")
+        raise DataError(f"process {process.pid} did not reach {name}")
 
 
 def _server_environment() -> dict[str, str]:
@@ -196,7 +196,7 @@ def crash(simulation: Simulation, date: datetime.date) -> None:
     """kill -9 in the middle of training; the next run takes it up."""
     simulation.world.write_day(simulation.landing, date)
     process = simulation.start(date)
-    simulation.wait_for_step(date, "train")
+    simulation.wait_for_step(process, "train")
     time.sleep(2.0)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -208,7 +208,7 @@ def overlap(simulation: Simulation, date: datetime.date) -> None:
     """Two at once: one works, the other says who holds the lock and goes."""
     simulation.world.write_day(simulation.landing, date)
     first = simulation.start(date)
-    simulation.wait_for_step(date, "ingest")
+    simulation.wait_for_step(first, "ingest")
     second = simulation.start(date)
     output, _ = second.communicate(timeout=ENOUGH_SECONDS)
     if second.returncode == 0 or "held by process" not in output:

@@ -71,9 +71,7 @@ def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], li
         "cores": os.cpu_count(),
         "commit": journal["commit"],
     }
-    kills = simulation.root.parent / "kills.json"
-    extra = {"kill_in_every_step": read_json(kills)} if kills.is_file() else {}
-    return {"summary": summary, "nights": nights, **extra}, problems
+    return {"summary": summary, "nights": nights}, problems
 
 
 def describe(record: NightRecord) -> dict[str, Any]:
