@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from features.files import begin_sync
 from features.manifest import FileEntry
 
 
@@ -57,5 +58,6 @@ class _HashedFile(io.RawIOBase):
     def close(self) -> None:
         """Closes the file."""
         if not self.closed:
+            begin_sync(self._descriptor)
             os.close(self._descriptor)
         super().close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +84,12 @@ def file_entry(path: Path) -> FileEntry:
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return FileEntry(bytes=path.stat().st_size, sha256=digest)
+
+
+def file_entries(paths: Iterable[Path]) -> list[FileEntry]:
+    """`file_entry` of each file, some at a time."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(file_entry, paths))
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -9,13 +9,13 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-
-import fsspec
-from fsspec import AbstractFileSystem
+from typing import IO, TYPE_CHECKING, Any
 
 from features.errors import DataError
 from features.files import atomic_file
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 CHUNK_BYTES = 8 << 20
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
@@ -129,6 +129,8 @@ class Remote:
     def _open_system(self) -> tuple[AbstractFileSystem, str]:
         scheme = re.split(r"::|://", self.url)[0]
         try:
+            import fsspec  # what names no URL does without
+
             return fsspec.url_to_fs(self.url.rstrip("/"))
         except ImportError as error:
             extra = _EXTRAS.get(scheme)

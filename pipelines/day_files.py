@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.columns import take_rows
+from features.files import begin_sync
 from features.order import stable_argsort
 from pipelines.sources.raw import RANK_SHIFT
 from pipelines.spill import SpillRef, read_spill
@@ -20,10 +21,11 @@ ROWS_PER_FILE = 2_000_000
 ROWS_PER_GROUP = 500_000
 # A larger day is sorted in runs of about so many rows, each in files of its own: a run takes about 0.7 GB.
 MAX_SORTED_ROWS = 6_000_000
-# Measured beside Parquet's defaults: 2.3 times faster to write, 1.6 times faster to read, and a tenth smaller.
+# Measured beside Parquet's defaults: over twice as fast to write and to read, and no larger; with zstd a day is 7 %
+# smaller, takes a quarter longer to write and 1.7 times as long to read.
 _SPLIT = dict.fromkeys(("item_id", "watch_ms", "duration_ms", "source_order"), "BYTE_STREAM_SPLIT")
 _ENCODING = {
-    "compression": "zstd",
+    "compression": "lz4",
     "use_dictionary": ["user_id", "action_mask", "surface", "value"],
     "column_encoding": {"timestamp_ms": "DELTA_BINARY_PACKED", **_SPLIT},
 }
@@ -67,7 +69,10 @@ def _ranked_rows(spill: RankedSpill) -> pa.Table:
 def _write(table: pa.Table, path: Path) -> None:
     """Renames when whole, for two attempts may run at once; syncing is up to whoever publishes the directory."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    pq.write_table(table, temporary, row_group_size=ROWS_PER_GROUP, **_ENCODING)
+    with temporary.open("xb") as file:
+        pq.write_table(table, file, row_group_size=ROWS_PER_GROUP, **_ENCODING)
+        file.flush()
+        begin_sync(file.fileno())
     os.replace(temporary, path)
 
 

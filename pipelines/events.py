@@ -17,7 +17,7 @@ from features.calendar import evaluation_cut_ms
 from features.config import DataConfig
 from features.errors import DataError
 from features.files import read_json
-from features.manifest import file_entry
+from features.manifest import file_entries
 from features.schema import EVENTS, check_schema, side_table_schema
 
 # Files of days with few rows are read together: some logs have thousands of them, and a unit leaves files of its own.
@@ -98,9 +98,8 @@ def check_unchanged(units: Iterable[Unit]) -> None:
 def events_digest(events: Path) -> str:
     """Hex digest of the content of an EVENTS directory: its days and side tables, but not its account."""
     paths = sorted(events.rglob("*.parquet"))
-    with ThreadPoolExecutor() as threads:
-        entries = threads.map(file_entry, paths)
-    text = "".join(f"{path.relative_to(events)} {entry.sha256}\n" for path, entry in zip(paths, entries, strict=True))
+    digests = zip(paths, file_entries(paths), strict=True)
+    text = "".join(f"{path.relative_to(events)} {entry.sha256}\n" for path, entry in digests)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

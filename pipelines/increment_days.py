@@ -8,7 +8,7 @@ from pathlib import Path
 
 from features.config import Closed, WindowConfig
 from features.errors import DataError
-from features.manifest import FileEntry, file_entry
+from features.manifest import FileEntry, file_entries
 from pipelines.config import PipelinesConfig
 from pipelines.day_files import RankedSpill, count_rows, write_day
 from pipelines.engine import run_job
@@ -135,10 +135,11 @@ def _put_together(plans: list[DayPlan], store: Store, config: PipelinesConfig) -
 
     with log_progress(Phase("rows written", num_rows, rows_written)):
         run_job(Job(bundles, WriteDays()), config)
-    return {
-        key: {path.name: file_entry(path) for path in sorted(folder.glob("part-*.parquet"))}
-        for key, folder in folders.items()
-    }
+    paths = [(key, path) for key, folder in folders.items() for path in sorted(folder.glob("part-*.parquet"))]
+    made: dict[str, dict[str, FileEntry]] = {key: {} for key in folders}
+    for (key, path), entry in zip(paths, file_entries(path for _, path in paths), strict=True):
+        made[key][path.name] = entry
+    return made
 
 
 def _bundles(plans: list[DayPlan], store: Store) -> Iterator[list[tuple[str, tuple[RankedSpill, ...]]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +115,8 @@ class ReadUnit(Step):
         unit, folder = element[0], Path(element[1])
         rows = read_unit(unit, self._reader.layout, self._reader.times)
         table = events_table(rows.events)
-        days, inverse = np.unique(
-            local_day_index(table["timestamp_ms"].to_numpy(), self._reader.timezone), return_inverse=True
-        )
-        refs = write_spill(table, inverse, folder, unit.name) if len(table) else []
+        days, place = distinct_days(local_day_index(table["timestamp_ms"].to_numpy(), self._reader.timezone))
+        refs = write_spill(table, place, folder, unit.name) if len(table) else []
         paths = [spill_path(folder, unit.name)] if refs else []
         if save_part(rows.quarantine, folder, unit.name):
             paths.append(part_path(folder, unit.name))
@@ -127,6 +126,21 @@ class ReadUnit(Step):
             files={path.name: file_entry(path) for path in paths},
         )
         write_json(_piece_path(folder, unit), piece.model_dump(mode="json"))
+
+
+def distinct_days(day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct days, ascending, and each row's place among them; days are few, so nothing is sorted.
+
+    Args:
+        day: (N,) int64.
+    """
+    if len(day) == 0:
+        return day, day
+    first = int(day.min())
+    since = day - first
+    seen = np.zeros(int(since.max()) + 1, bool)
+    seen[since] = True
+    return np.flatnonzero(seen) + first, (np.cumsum(seen) - 1).take(since)
 
 
 def _iso(day: int) -> str:
@@ -147,15 +161,21 @@ def load_logs(logs: RawLogs, reader: LogReader, store: Store, *, config: Pipelin
     Raises:
         DataError: a file cannot be read, or changed meanwhile.
     """
-    keyed = []
-    for file in logs.files:
-        stamp = Stamp.of(file.path)
-        keyed.append(KeyedLog(file, reader.key(file, store.content_digest(file.path)), stamp))
+    keyed = _keyed(logs, reader, store)
     entries = [_load(store, log.key) for log in keyed]
     fresh = [log for log, entry in zip(keyed, entries, strict=True) if entry is None]
     parsed = {found.log.key: found for found in parse_logs(fresh, reader, store, config=config)}
     known = [ParsedLog(log, entry) for log, entry in zip(keyed, entries, strict=True) if entry is not None]
     return sorted([*parsed.values(), *known], key=lambda found: found.log.file.rank)
+
+
+def _keyed(logs: RawLogs, reader: LogReader, store: Store) -> list[KeyedLog]:
+    def key_of(file: RawFile) -> KeyedLog:
+        stamp = Stamp.of(file.path)
+        return KeyedLog(file, reader.key(file, store.content_digest(file.path)), stamp)
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(key_of, logs.files))
 
 
 def _load(store: Store, key: str) -> LogEntry | None:

@@ -60,6 +60,8 @@ class Account(Closed):
 
 def account_of(file: str, rows: RawRows) -> Account:
     """The account of one piece of a file."""
+    if rows.quarantine.is_empty():
+        return Account(file=file, kept=len(rows.events), num_blank=rows.num_blank, faults=())
     kinds = rows.quarantine.group_by("column", "reason", maintain_order=True).agg(
         pl.len().alias("rows"),
         pl.col("row").first().alias("first_row"),

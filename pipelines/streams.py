@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from features.config import DataConfig, FeaturesConfig
@@ -82,7 +83,8 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
         split = Phase("rows split", num_rows, lambda: _rows_spilled(plan, units))
         built = Phase("shards built", plan.num_shards, lambda: len(list(plan.work.glob("shard-*.json"))))
         phases = () if is_url(config.spill or "") else (split, built)
-        with log_progress(*phases), exchanged_job(config.spill, units, plan) as job:
+        with ThreadPoolExecutor(1) as beside, log_progress(*phases), exchanged_job(config.spill, units, plan) as job:
+            digest = beside.submit(events_digest, events)
             run_job(job, config, needs_disk=False)
         reports = _collect(plan, num_rows)
         shutil.rmtree(plan.work)
@@ -97,7 +99,7 @@ def build_streams(params: Path, events: Path, vocab: Path, out: Path) -> None:
             shards=tuple(report.entry for report in reports),
             content_checksum=sum((report.fingerprint for report in reports), Fingerprint()).hex,
         )
-        stats = summarise(temporary, manifest, reports, features=features) | {"events_digest": events_digest(events)}
+        stats = summarise(temporary, manifest, reports, features=features) | {"events_digest": digest.result()}
         check_unchanged(units)  # the digest must be that of what was read
         write_json(temporary / "stats.json", stats)
         write_manifest(temporary, manifest)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipelines.quality_gate import GateReport, judge, require_no_drift, summary,
 from pipelines.shard_checks import CheckShard, ShardResult, checking_job
 from pipelines.streams import feature_spec
 from pipelines.validate_config import ValidateConfig
-from pipelines.vocab import check_base
+from pipelines.vocab_base import check_base
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,12 +63,13 @@ def validate(params: Path, inputs: Inputs, out: Path) -> None:
         "params": _check_params(dataset, params_hash(data, features)),
         "vocabulary": _check_vocabulary(dataset, features, vocabularies, vocab=inputs.vocab),
         "accounts": _check_accounts(dataset, inputs),
-        "events": _check_events(dataset, inputs),
     }
     rules = Rules(features, dataset.manifest.spec, dataset.manifest.cut_ms, len(dataset.shards))
-    with atomic_file(out) as path:
+    with atomic_file(out) as path, ThreadPoolExecutor(1) as beside:
+        events = beside.submit(_check_events, dataset, inputs)
         check = CheckShard(dataset, rules, data.timezone)
         run_job(checking_job(check, path, rules.num_shards), config)
+        checks["events"] = events.result()
         results = _read_results(path, dataset)
         for name in results[0].figures:
             checks[name] = reduce(merge_figures, (result.figures[name] for result in results))

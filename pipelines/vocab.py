@@ -10,13 +10,14 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
-from features.files import atomic_directory, read_json, write_json
+from features.files import atomic_directory, write_json
 from features.schema import check_schema, side_table_schema
-from features.vocabulary import UNKNOWN, VOCABULARY_FILE, Vocabulary, VocabularySet, extend
+from features.vocabulary import Vocabulary, VocabularySet, extend
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_job, run_stage
 from pipelines.events import Unit, cut_of, plan_units
@@ -63,22 +64,6 @@ def build_vocabularies(params: Path, events: Path, out: Path) -> None:
         write_json(temporary / "stats.json", {field: _describe(fields[field], counts[field]) for field in fields})
 
 
-def check_base(vocab: Path, features: FeaturesConfig) -> None:
-    """Refuses a vocabulary that was appended to another one than `features.vocabulary.base`, whose path may hold anew.
-
-    Raises:
-        DataError: names both.
-    """
-    base = features.vocabulary.base
-    found = read_json(vocab / VOCABULARY_FILE).get("base")
-    expected = None if base is None else read_json(base / VOCABULARY_FILE).get("hash")
-    if found != expected:
-        was, now = ("none" if text is None else text[:12] for text in (found, expected))
-        raise DataError(
-            f"{vocab}: was appended to vocabulary {was}, features.vocabulary.base is {now}; run the vocab stage again"
-        )
-
-
 def _frame(counts: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(counts)
     assert isinstance(frame, pl.DataFrame)
@@ -123,7 +108,9 @@ def _base_size(base: VocabularySet | None, field: str) -> int:
 
 def _describe(vocabulary: Vocabulary, counts: pl.DataFrame) -> dict[str, Any]:
     """Size, and the share of events on either side of the cut whose value has no row."""
-    unknown_keys = vocabulary.lookup(counts["key"].to_arrow()) == UNKNOWN
+    unknown_keys = ~pc.is_in(counts["key"].to_arrow().cast(vocabulary.keys.type), value_set=vocabulary.keys).to_numpy(
+        zero_copy_only=False
+    )
     description: dict[str, Any] = {"size": vocabulary.size}
     for side in _SIDES:
         total, unknown = int(counts[side].sum()), int(counts[side].to_numpy()[unknown_keys].sum())

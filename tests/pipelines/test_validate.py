@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -262,8 +262,9 @@ def test_a_manifest_that_counts_otherwise_is_noticed(folder):
 @pytest.mark.parametrize("lost", [slice(0, 0), slice(0, -1), slice(0, 4)])
 def test_a_runner_that_loses_or_doubles_results_is_noticed(folder, monkeypatch, lost):
     class Lossy(pipelines.shard_checks.WriteResults):
-        def process(self, results: list[str]) -> None:
-            super().process((results * 2)[lost] if lost.stop == 4 else results[lost])
+        def process(self, element: tuple[int, Iterable[str]]) -> None:
+            results = list(element[1])
+            super().process((element[0], (results * 2)[lost] if lost.stop == 4 else results[lost]))
 
     monkeypatch.setattr(pipelines.shard_checks, "WriteResults", Lossy)
     fails(folder, r"\d results for 3 shards; the runner lost or doubled some")

@@ -19,7 +19,8 @@ from features.files import read_json, write_json
 from features.schema import EVENTS, side_table_schema
 from features.vocabulary import FIRST_KEY, VocabularySet
 from pipelines.ingest import ingest
-from pipelines.vocab import build_vocabularies, check_base
+from pipelines.vocab import build_vocabularies
+from pipelines.vocab_base import check_base
 
 FIRST_MS = 1_650_556_800_000  # 2022-04-22 00:00 in Shanghai
 DAY_MS = 86_400_000
