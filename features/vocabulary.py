@@ -67,6 +67,12 @@ class Vocabulary:
             rows[values.is_null().to_numpy(zero_copy_only=False)] = PADDING
         return rows
 
+    def has(self, values: pa.Array) -> np.ndarray:
+        """(N,) bool which of some distinct values, none of them null, are keys; makes no index."""
+        if pa.types.is_integer(self.keys.type):
+            return np.isin(values.to_numpy(), self.keys.to_numpy(), assume_unique=True, kind="sort")
+        return pc.is_in(values.cast(self.keys.type), value_set=self.keys).to_numpy(zero_copy_only=False)
+
     def _rows_of(self, ids: np.ndarray) -> np.ndarray:
         if ids.dtype == np.int16 and len(ids) > _INT16.size:
             return self._rows_of(_INT16).take(ids.view(np.uint16))
@@ -134,6 +140,12 @@ class VocabularySet:
         """Rows by field."""
         return {vocabulary.field: vocabulary.size for vocabulary in self.vocabularies}
 
+    def index(self) -> None:
+        """Makes the fields' indices now and not at the first lookup, which all threads would wait for."""
+        for vocabulary in self.vocabularies:
+            if pa.types.is_integer(vocabulary.keys.type):
+                _ = vocabulary._index
+
     @cached_property
     def hash(self) -> str:
         """Hex digest of all fields' keys and rows; checkpoints record it."""
@@ -143,7 +155,9 @@ class VocabularySet:
     def save(self, directory: Path, base: str | None = None) -> None:
         """Writes one Parquet file per field, then vocabulary.json; `base` is the hash of what they were appended to."""
         for vocabulary in self.vocabularies:
-            pq.write_table(vocabulary.to_table(), directory / f"{vocabulary.field}.parquet", compression="zstd")
+            # Keys are distinct, so a dictionary of them would only be tried and dropped.
+            path = directory / f"{vocabulary.field}.parquet"
+            pq.write_table(vocabulary.to_table(), path, compression="zstd", use_dictionary=False)
         document = {"hash": self.hash, "sizes": self.sizes, "fields": list(self.sizes), "base": base}
         write_json(directory / VOCABULARY_FILE, document)
 

@@ -53,6 +53,7 @@ class BuildShard(Step):
     def setup(self) -> None:
         """Loads the lookups once per worker."""
         self._encoder = self._plan.encoder()
+        self._encoder.vocabularies.index()
 
     def process(self, element: tuple[int, Iterable[SpillRef]]) -> None:
         """Builds and writes one shard."""

@@ -6,9 +6,10 @@ one. pipelines/beam_engine.py gives the same steps to any Beam runner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,40 +54,48 @@ def run_in_threads(job: Job, num_workers: int) -> None:
     Raises:
         Exception: what a step raised first; elements that were not begun by then are not begun any more.
     """
+    if not job.elements:
+        return
+    with ExitStack() as ends, ThreadPoolExecutor(num_workers, "worker") as threads:
+        _set_up(job.first, ends)
+        # The second step sets itself up while the first works, for the lookups of a shard take a while to load.
+        ready = threads.submit(_set_up, job.then, ends)
+        yielded = _each(job.first, job.elements, threads, ready)
+        if job.then is not None:
+            _each(job.then, _grouped(yielded), threads, ready)
+
+
+def _set_up(step: Step | None, ends: ExitStack) -> None:
+    if step is not None:
+        step.setup()
+        ends.callback(step.teardown)
+
+
+def _grouped(yielded: list[list[Any]]) -> list[tuple[Any, list[Any]]]:
     groups: dict[Any, list[Any]] = {}
-    for pairs in _each(job.first, job.elements, num_workers):
-        for key, value in pairs if job.then is not None else ():
-            groups.setdefault(key, []).append(value)
-    if job.then is not None:
-        _each(job.then, sorted(groups.items(), key=lambda group: group[0]), num_workers)
+    for key, value in (pair for pairs in yielded for pair in pairs):
+        groups.setdefault(key, []).append(value)
+    return sorted(groups.items(), key=lambda group: group[0])
 
 
-def _each(step: Step, elements: Sequence[Any], num_workers: int) -> list[list[Any]]:
-    """What the step yields for each element, in their order."""
-    if not elements:
-        return []
-    with _set_up(step), ThreadPoolExecutor(num_workers, "worker") as threads:
-        return _results([threads.submit(_process, step, element) for element in elements])
+def _each(step: Step, elements: Sequence[Any], threads: ThreadPoolExecutor, ready: Future[None]) -> list[list[Any]]:
+    """What the step yields for each element, in their order; raises what `ready` raises, too."""
+    stop = threading.Event()
 
+    def attempt(element: Any) -> list[Any]:
+        if stop.is_set():
+            return []
+        try:
+            return list(step.process(element) or ())
+        except BaseException:
+            stop.set()
+            raise
 
-@contextmanager
-def _set_up(step: Step) -> Iterator[None]:
-    step.setup()
+    futures = [threads.submit(attempt, element) for element in elements]
+    everything: list[Future[Any]] = [ready, *futures]
     try:
-        yield
-    finally:
-        step.teardown()
-
-
-def _process(step: Step, element: Any) -> list[Any]:
-    return list(step.process(element) or ())
-
-
-def _results(futures: list[Future[list[Any]]]) -> list[list[Any]]:
-    try:
-        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()
+        for done in wait(everything, return_when=FIRST_EXCEPTION).done:
+            done.result()
         return [future.result() for future in futures]
     finally:  # an interrupt ends the run as an error does
-        for future in futures:
-            future.cancel()
+        stop.set()

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.config import DataConfig, FeaturesConfig
@@ -108,9 +107,7 @@ def _base_size(base: VocabularySet | None, field: str) -> int:
 
 def _describe(vocabulary: Vocabulary, counts: pl.DataFrame) -> dict[str, Any]:
     """Size, and the share of events on either side of the cut whose value has no row."""
-    unknown_keys = ~pc.is_in(counts["key"].to_arrow().cast(vocabulary.keys.type), value_set=vocabulary.keys).to_numpy(
-        zero_copy_only=False
-    )
+    unknown_keys = ~vocabulary.has(counts["key"].to_arrow())
     description: dict[str, Any] = {"size": vocabulary.size}
     for side in _SIDES:
         total, unknown = int(counts[side].sum()), int(counts[side].to_numpy()[unknown_keys].sum())

@@ -90,7 +90,7 @@ def _parsed(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> list[pl.Expr]:
         _cast(layout.user_id, dtypes, integer).alias("_user_id"),
         _cast(layout.item_id, dtypes, integer).alias("_item_id"),
         _timestamp(layout, dtypes).alias("_time"),
-        *(_cast(column, dtypes, integer).alias(f"_flag{bit}") for column, bit in layout.flags),
+        *(_flag(column, dtypes).alias(f"_flag{bit}") for column, bit in layout.flags),
         *(_cast(action.column, dtypes, decimal).alias(f"_number{action.bit}") for action in layout.ranges),
     ]
     if layout.event_types:
@@ -116,6 +116,11 @@ def _cast(column: str, dtypes: dict[str, pl.DataType], dtype: pl.DataType) -> pl
         raw = raw.str.strip_chars()
     value = raw.cast(dtype, strict=False)
     return value.fill_nan(None) if dtype == pl.Float64() else value
+
+
+def _flag(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
+    """As narrow as it came: there may be many flags, and 0 and 1 are the same in any integer type."""
+    return pl.col(column) if dtypes[column].is_integer() else _cast(column, dtypes, pl.Int64())
 
 
 def _timestamp(layout: LogLayout, dtypes: dict[str, pl.DataType]) -> pl.Expr:
