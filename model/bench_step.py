@@ -227,7 +227,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _data(shape: BenchShape, device: torch.device, *, steps: int) -> dict:
-    figures = data_wait(default_config(shape, device), shape, device, steps=steps)
+    warm_up = {"warm_up": 5} if shape is TINY else {}
+    figures = data_wait(default_config(shape, device), shape, device, steps=steps, **warm_up)
     logger.info("with the reader: %s", figures)
     return dataclasses.asdict(figures)
 

@@ -1,15 +1,17 @@
 """Embedding tables whose rows are dealt out to the ranks: row r of a table lives on rank r % ranks, with its optimizer.
 
-A lookup fetches each distinct row that this rank's batch needs from its owner and sums bags here:
+A bag is the sum of two: of the rows that this rank holds, and of those that it fetches from their owners, each distinct
+row once.
 
     distinct rows --all-to-all--> owners look them up --all-to-all--> sums of bags          forward
     gradients of distinct rows <-- all-to-all -- gradients of bags                          backward
 
-An owner sees the requests of all ranks in one lookup of fbgemm's, whose fused exact row-wise Adagrad adds up the
-gradients of a row before it updates it once: the same step that one process would take. What travels is a row per
-distinct id, not a bag's partial sum per rank, and no rank holds a second copy of a table.
+An owner looks up its own bags and what the others want in one call of fbgemm's, whose fused exact row-wise Adagrad adds
+up the gradients of a row before it updates it once: the same step that one process would take. What travels is a row
+per distinct id, not a bag's partial sum per rank, and no rank holds a second copy of a table.
 
-Legend: L codes, N bags, U distinct rows that this rank needs, V rows that the ranks need of this one, D width.
+Legend: L codes, N bags, M codes of rows that other ranks hold, U their distinct rows, V rows that the others need of
+this rank, D width.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from features.spec import CategoricalField
+from kernels import lengths_to_offsets
 from model.distributed import World
 from model.tables import EmbeddingTables
+
+_MAX_INT32 = 2**31 - 1
 
 
 class ShardedEmbeddingTables(EmbeddingTables):
@@ -33,22 +39,64 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Allocates this rank's rows, not yet initialised; arguments as EmbeddingTables."""
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
         self._world = world
+        self._sum_rows = DeviceBags(dim, device) if device.type == "cuda" else _sum_rows
 
     def forward(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
         """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too."""
-        world, device = self._world, rows_L.device
-        # Sorted by owner, then by the row within it.
-        owned = self.rows_per_shard
-        places_L = rows_L % world.size * owned + rows_L // world.size
-        places_U, inverse_L = places_L.unique(return_inverse=True)
-        first_R1 = torch.arange(world.size + 1, device=device) * owned
+        world, device, num_bags = self._world, rows_L.device, offsets_N1.numel() - 1
+        is_mine_L = rows_L % world.size == world.rank
+        mine_N1 = lengths_to_offsets(is_mine_L)[offsets_N1]
+        places_U, inverse_M = self._places(rows_L[~is_mine_L]).unique(return_inverse=True)
+        first_R1 = torch.arange(world.size + 1, device=device) * self.rows_per_shard
         needed_R = torch.searchsorted(places_U, first_R1).diff()
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
         needed, wanted = torch.stack([needed_R, wanted_R]).tolist()
-        wanted_V = world.exchange(places_U % owned, needed, wanted)
-        values_VD = super().forward(wanted_V, torch.arange(wanted_V.numel() + 1, device=device))
+        wanted_V = world.exchange(places_U % self.rows_per_shard, needed, wanted)
+        # One call for the bags of rows held here and, a row a bag, for what the others want.
+        sums = super().forward(
+            torch.cat([rows_L[is_mine_L] // world.size, wanted_V]),
+            torch.cat([mine_N1, mine_N1[-1] + torch.arange(1, wanted_V.numel() + 1, device=device)]),
+        )
+        mine_ND, values_VD = sums.split([num_bags, wanted_V.numel()])
         values_UD = _Exchange.apply(values_VD, world, wanted, needed)
-        return embedding_bag(inverse_L, values_UD, offsets_N1, mode="sum", include_last_offset=True)
+        if not inverse_M.numel():
+            return mine_ND + values_UD.sum()  # nothing was fetched, but backward() has to meet the others
+        return mine_ND + self._sum_rows(values_UD, inverse_M, offsets_N1 - mine_N1)
+
+    def _places(self, rows_M: Tensor) -> Tensor:
+        """Rows in the order of their owners, then by the row within it; narrow ones are sorted faster."""
+        places_M = rows_M % self._world.size * self.rows_per_shard + rows_M // self._world.size
+        return places_M.int() if self._world.size * self.rows_per_shard <= _MAX_INT32 else places_M
+
+
+def _sum_rows(values_UD: Tensor, inverse_M: Tensor, offsets_N1: Tensor) -> Tensor:
+    """(N, D) sums of bags: bag n sums values[inverse[offsets[n] : offsets[n + 1]]]."""
+    return embedding_bag(inverse_M, values_UD, offsets_N1, mode="sum", include_last_offset=True)
+
+
+class DeviceBags:
+    """What `embedding_bag` does, by fbgemm's kernels, on a GPU.
+
+    PyTorch's backward adds the gradients of a row that is in half of all bags, like that of an action, one after the
+    other; fbgemm shares them out.
+    """
+
+    def __init__(self, dim: int, device: torch.device) -> None:
+        self._lookup = DenseTableBatchedEmbeddingBagsCodegen([(1, dim)], use_cpu=device.type == "cpu")
+        # Its own weights make way for the values of each call, which have a gradient and another number of rows.
+        del self._lookup.weights
+        self._bounds = torch.arange(2, device=device)
+
+    def __call__(self, values_UD: Tensor, inverse_M: Tensor, offsets_N1: Tensor) -> Tensor:
+        """(N, D) sums of bags: bag n sums values[inverse[offsets[n] : offsets[n + 1]]]; U and M are not 0."""
+        lookup, num_rows = self._lookup, values_UD.shape[0]
+        lookup.weights = values_UD.flatten()
+        lookup.hash_size_cumsum = self._bounds * num_rows
+        lookup.total_hash_size_bits = num_rows.bit_length()
+        try:
+            return lookup(inverse_M, offsets_N1)
+        finally:
+            lookup.weights = None
 
 
 class _Exchange(torch.autograd.Function):

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from model.ranker import Ranker
 
 Moment = float | torch.cuda.Event
+_NAME_LENGTH, _NUM_KERNELS = 100, 40
 
 
 def wait_for(device: torch.device) -> None:
@@ -90,6 +92,39 @@ def marked_lookup(ranker: Ranker, clock: StepClock) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class KernelTimes:
+    """What a GPU did in some steps, in ms a step.
+
+    Attributes:
+        wall_ms: of a step, profiler included.
+        busy_ms: of all kernels.
+        kernels: the longest, name, times a step and ms a step.
+    """
+
+    wall_ms: float
+    busy_ms: float
+    kernels: list[tuple[str, float, float]]
+
+
+def kernel_times(run: Callable[[], object], device: torch.device, *, steps: int) -> KernelTimes:
+    """Profiles `steps` calls on a GPU."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        started = time.perf_counter()
+        for _ in range(steps):
+            run()
+        wait_for(device)
+        seconds = time.perf_counter() - started
+    found = [
+        (event.key[:_NAME_LENGTH], event.count / steps, event.self_device_time_total / 1000 / steps)
+        for event in profiler.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    found.sort(key=lambda kernel: -kernel[2])
+    return KernelTimes(1000 * seconds / steps, sum(kernel[2] for kernel in found), found[:_NUM_KERNELS])
 
 
 def host_waits(run: Callable[[], object]) -> dict[str, int]:

@@ -23,10 +23,11 @@ from model.study_world import FEATURES, SESSION_EVENTS, WorldSettings, write_wor
 from model.train import build_trainer
 from model.train_config import TrainConfig
 
-# Of three, two in three requests have a history that fills the model.
-_HISTORIES_A_USER = 3
+# Of six, five in six requests have a history that fills the model.
+_HISTORIES_A_USER = 6
 _NUM_USERS = 12
-_WARM_UP = 10
+# So long that kernels are compiled for every kind of length before it ends.
+_WARM_UP = 40
 _GATHERED = 20
 
 
@@ -38,7 +39,7 @@ class DataWait:
         steps: that were counted, after a warm-up.
         tokens: of a step, in the mean.
         first_wait_ms, first_step_ms: of the first step of all, which maps files, locks memory and compiles kernels.
-        step_ms, wait_ms: mean of the counted steps.
+        step_ms, median_step_ms, wait_ms: of the counted steps.
         max_wait_ms: the longest of them.
         data_wait_share: of the counted steps' time.
         gather_ms: of a batch by the reader alone, into memory that is not page-locked; median.
@@ -49,6 +50,7 @@ class DataWait:
     first_wait_ms: float
     first_step_ms: float
     step_ms: float
+    median_step_ms: float
     wait_ms: float
     max_wait_ms: float
     data_wait_share: float
@@ -118,14 +120,16 @@ def world_config(config: ModelConfig) -> ModelConfig:
 
 
 def long_world(shape: BenchShape) -> WorldSettings:
-    """Users of three histories' length each."""
+    """Users of six histories' length each."""
     events = -(-shape.max_length * _HISTORIES_A_USER // SESSION_EVENTS) * SESSION_EVENTS
     return WorldSettings(num_users=_NUM_USERS, num_events=events)
 
 
-def data_wait(config: ModelConfig, shape: BenchShape, device: torch.device, *, steps: int) -> DataWait:
+def data_wait(
+    config: ModelConfig, shape: BenchShape, device: torch.device, *, steps: int, warm_up: int = _WARM_UP
+) -> DataWait:
     """Trains `steps` steps after a warm-up, on mapped shards whose histories mostly fill the model."""
-    total = _WARM_UP + steps
+    total = warm_up + steps
     train_config = bench_train_config(shape, device, steps=total)
     with tempfile.TemporaryDirectory() as directory:
         write_world(Path(directory) / "streams", long_world(shape))
@@ -138,16 +142,17 @@ def data_wait(config: ModelConfig, shape: BenchShape, device: torch.device, *, s
         ended = time.perf_counter()
         gather_ms = _gather_ms(dataset, shape)
     waits = np.array(window.came) - np.array(window.asked)
-    seconds = ended - window.asked[_WARM_UP]
+    seconds = ended - window.asked[warm_up]
     return DataWait(
         steps=steps,
-        tokens=float(np.mean(window.tokens[_WARM_UP:])),
+        tokens=float(np.mean(window.tokens[warm_up:])),
         first_wait_ms=1000 * float(waits[0]),
         first_step_ms=1000 * (window.asked[1] - window.asked[0]),
         step_ms=1000 * seconds / steps,
-        wait_ms=1000 * float(waits[_WARM_UP:].mean()),
-        max_wait_ms=1000 * float(waits[_WARM_UP:].max()),
-        data_wait_share=float(waits[_WARM_UP:].sum()) / seconds,
+        median_step_ms=1000 * float(np.median(np.diff([*window.asked[warm_up:], ended]))),
+        wait_ms=1000 * float(waits[warm_up:].mean()),
+        max_wait_ms=1000 * float(waits[warm_up:].max()),
+        data_wait_share=float(waits[warm_up:].sum()) / seconds,
         gather_ms=gather_ms,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from model.loss import ranking_loss
 from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
 from model.step_batches import BenchShape, bench_batch, bench_config, bench_spec
-from model.step_clock import StepClock, host_waits, marked_lookup, wait_for
+from model.step_clock import KernelTimes, StepClock, host_waits, kernel_times, marked_lookup, wait_for
 from model.stochastic_length import loads
 from model.train_config import SamplingConfig
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = OptimizerSettings(1e-3, 0.05, 0.01)
 REQUESTS_PER_RANK = 32
-_WARM_UP = 5
+_WARM_UP, _PROFILED = 8, 3
 _GAMMA = 1.5
 _SAMPLING = {"alpha": 1.7, "gamma": _GAMMA, "warmup_steps": 4, "recalibrate_every": 4, "exact_fill": False}
 
@@ -67,6 +67,7 @@ class RanksFigures:
         load_imbalance: largest load of a rank over the mean, mean of the steps.
         part_ms: of the first rank's step, in steps of their own after those that were counted.
         host_waits: lines that make the host wait for the GPU in a step, and how often.
+        kernels: the first rank's on a GPU, in steps of their own.
         log: every step of every rank.
     """
 
@@ -76,6 +77,7 @@ class RanksFigures:
     load_imbalance: float
     part_ms: dict[str, float]
     host_waits: dict[str, int]
+    kernels: KernelTimes | None
     log: list[RankStep]
 
 
@@ -146,8 +148,9 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
     split = max(steps // 3, 1)
     batches = draw_batches(kind, shape, world, device=device, steps=_WARM_UP + steps + split)
     counted, parted = batches[_WARM_UP : _WARM_UP + steps], batches[_WARM_UP + steps :]
-    # the warm-up of LBSL and that of the kernels
-    for batch in batches[:_WARM_UP]:
+    # The warm-up of LBSL and that of the kernels, which Triton compiles apart for token counts that 16 divides.
+    even = [[shape.max_length // 4] * REQUESTS_PER_RANK, [0] * REQUESTS_PER_RANK]
+    for batch in [bench_batch(ranker.spec, even, shape.num_candidates, device=device), *batches[:_WARM_UP]]:
         train_step(ranker, optimizer, batch, world)
     clock, losses = StepClock(device), []
     wait_for(device)
@@ -163,9 +166,7 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
     with marked_lookup(ranker, parts):
         for batch in parted:
             train_step(ranker, optimizer, batch, world, parts)
-    waits: dict[str, int] = {}
-    if device.type == "cuda":
-        waits = host_waits(lambda: train_step(ranker, optimizer, parted[0], world))
+    waits, kernels = _watched(lambda: train_step(ranker, optimizer, parted[0], world), device)
     for row in log[:: max(len(log) // 12 // world.size * world.size, world.size)]:
         _say(kind, [other for other in log if other.step == row.step])
     return RanksFigures(
@@ -175,8 +176,16 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
         load_imbalance=float(np.mean([max(r.load_share for r in log if r.step == step) for step in range(steps)])),
         part_ms=parts.part_ms(),
         host_waits=waits,
+        kernels=kernels,
         log=log,
     )
+
+
+def _watched(run: Callable[[], object], device: torch.device) -> tuple[dict[str, int], KernelTimes | None]:
+    """What holds a GPU's host up in a step, and what the GPU does; on a CPU nothing of the kind."""
+    if device.type != "cuda":
+        return {}, None
+    return host_waits(run), kernel_times(run, device, steps=_PROFILED)
 
 
 def _log(batches: Sequence[Batch], losses: Sequence[Tensor], step_ms: Sequence[float], world: World) -> list[RankStep]:
