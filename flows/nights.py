@@ -81,7 +81,7 @@ def set_up(out: Path, *, fresh: bool) -> Simulation:
 
 
 @contextmanager
-def _server(simulation: Simulation) -> Iterator[None]:
+def simulated_server(simulation: Simulation) -> Iterator[None]:
     """One Prefect server, with its home beside the simulated repository."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
@@ -106,7 +106,7 @@ def run_nights(simulation: Simulation, num_nights: int, stop_after: float) -> bo
         Whether all of them have been run.
     """
     began = time.monotonic()
-    with _server(simulation):
+    with simulated_server(simulation):
         for number in range(1, num_nights + 1):
             journal = read_json(simulation.journal)
             date, kind = FIRST_NIGHT + (number - 1) * DAY, SCENARIO.get(number, "normal")
@@ -149,7 +149,7 @@ def main() -> None:
             print("not all nights have been run; the same command without --fresh goes on")
             return
         if args.kills:
-            with _server(simulation):
+            with simulated_server(simulation):
                 kills = kill_every_step(simulation, FIRST_NIGHT + args.nights * DAY)
             write_json(args.json.with_name(f"{args.json.stem}_kills.json"), kills)
         result, problems = verdict(simulation, args.nights)

@@ -117,7 +117,7 @@ class Simulation:
         return subprocess.Popen(
             [sys.executable, *command, "--date", str(date)],
             cwd=self.root,
-            env=interpreter_environment(os.environ) | _server_environment(),
+            env=interpreter_environment(os.environ) | server_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -143,7 +143,8 @@ class Simulation:
         raise DataError(f"process {process.pid} did not reach {name}")
 
 
-def _server_environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
+    """What a child process needs to report to this process's Prefect server, and to run this code."""
     from prefect.settings import PREFECT_API_URL
 
     return {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "PYTHONPATH": str(ROOT)}
