@@ -20,7 +20,7 @@ from features.jagged import Jagged, list_array
 from features.schema import CANDIDATES
 
 _NUM_LANES = 2
-_ROWS_PER_BLOCK = 20_000
+_ROWS_PER_BLOCK = 60_000
 _MASK = (1 << 64) - 1
 
 

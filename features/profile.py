@@ -23,6 +23,7 @@ LENGTH_CLASSES = 32
 _EPOCH = datetime.date(1970, 1, 1)
 _HOUR_MS = MS_PER_DAY // HOURS
 _SHOWN = "consumption"
+_MAX_COUNTED_BITS = 10
 
 Counts = tuple[int, ...]
 
@@ -193,6 +194,10 @@ def _by_day(day: np.ndarray, codes: np.ndarray, num_days: int, size: int) -> np.
 
 def _action_counts(day: np.ndarray, masks: np.ndarray, num_days: int, num_actions: int) -> np.ndarray:
     """(num_days, num_actions) counts."""
+    if num_actions <= _MAX_COUNTED_BITS:  # few patterns, counted in one pass
+        patterns = _by_day(day, masks, num_days, 1 << num_actions)
+        carries = np.arange(1 << num_actions)[:, None] >> np.arange(num_actions) & 1
+        return patterns @ carries
     bits = (day[masks >> np.uint32(bit) & np.uint32(1) == 1] for bit in range(num_actions))
     return np.stack([np.bincount(days, minlength=num_days) for days in bits], axis=1)
 
