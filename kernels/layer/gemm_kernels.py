@@ -46,7 +46,7 @@ def store_tile(
         tl.store(pointers, values.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     a_source, b_source, residual_source, out_source, pre_source, scale_a_ptr, scale_b_ptr, bias_ptr,
     M, N, K, stride_a, stride_b, stride_r, stride_o, stride_pre,

@@ -1,7 +1,8 @@
 """LayerNorm and the gated norm, forward and backward, in one pass over memory each.
 
 A program holds ROWS whole rows as (ROWS, G, BLOCK), G groups of DIM columns that are normalised apart; LayerNorm is one
-group. Statistics are never stored: whoever holds a row computes them again.
+group. Statistics are never stored: whoever holds a row computes them again. Nothing is compiled for a number of rows,
+which is another in every batch.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -76,7 +77,7 @@ def kept_by_dropout(row, seed, drop_below, ROWS: tl.constexpr, G: tl.constexpr, 
     return ((x >> ((columns & 1) * 16)) & 0xFFFF) >= drop_below
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def layer_norm_fwd_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, scales_ptr, num_rows, stride_x, stride_o, epsilon,
     DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANTISE: tl.constexpr,
@@ -97,7 +98,7 @@ def layer_norm_fwd_kernel(
         tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def layer_norm_bwd_kernel(
     dy_ptr, x_ptr, weight_ptr, residual_ptr, dx_ptr, dweight_ptr, dbias_ptr,
     num_rows, stride_dy, stride_x, stride_r, stride_dx, epsilon, rows_per_program,
@@ -128,7 +129,7 @@ def layer_norm_bwd_kernel(
     tl.store(dbias_ptr + share, dbias, mask=columns < DIM)
 
 
-@triton.jit(do_not_specialize=["seed", "drop_below"])
+@triton.jit(do_not_specialize=["num_rows", "seed", "drop_below"])
 def gated_norm_fwd_kernel(
     a_ptr, u_ptr, weight_ptr, bias_ptr, out_ptr, scales_ptr, num_rows, stride_a, stride_u, stride_o,
     epsilon, drop_below, factor, seed,
@@ -155,7 +156,7 @@ def gated_norm_fwd_kernel(
         tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "drop_below"])
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "seed", "drop_below"])
 def gated_norm_bwd_kernel(
     dy_ptr, a_ptr, u_ptr, weight_ptr, bias_ptr, da_ptr, du_ptr, y_ptr, dweight_ptr, dbias_ptr,
     num_rows, stride_dy, stride_a, stride_u, stride_da, stride_du, stride_y,
@@ -200,7 +201,7 @@ def gated_norm_bwd_kernel(
     tl.store(dbias_ptr + share, dbias, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def quantise_rows_kernel(
     x_ptr, out_ptr, scales_ptr, num_rows, stride_x, stride_o,
     DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
@@ -213,7 +214,7 @@ def quantise_rows_kernel(
     store_quantised(out_ptr, scales_ptr, x, offsets, inside, row, num_rows, ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def silu_bwd_kernel(
     gradient_ptr, pre_ptr, dbias_ptr, num_rows, stride_g, stride_p, rows_per_program, num_columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FAST_TANH: tl.constexpr,

@@ -84,11 +84,11 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
 
 
-def run_case(case):
+def run_case(case, tokens):
     """Forward and backward."""
-    plan = AttentionPlan(empty(REQUESTS + 1, dtype=torch.int64), empty(REQUESTS, dtype=torch.int64), 1, TOKENS)
+    plan = AttentionPlan(empty(REQUESTS + 1, dtype=torch.int64), empty(REQUESTS, dtype=torch.int64), 1, tokens)
     if case.gate is None:
-        qkv = [empty(TOKENS, HEADS, case.dim, dtype=case.dtype) for _ in range(3)]
+        qkv = [empty(tokens, HEADS, case.dim, dtype=case.dtype) for _ in range(3)]
         problem = function.Problem(plan, case.mask, 0.1, 0.1)
         function._HSTUAttention.apply(*qkv, problem).backward(qkv[2])
         return
@@ -97,23 +97,23 @@ def run_case(case):
     )
     width, (gate, *_) = sum(settings.sizes), settings.sizes
     shapes = [(512,), (512,), (width, 512), (width,), (gate,), (gate,), (512, gate)]
-    z = empty(TOKENS, 512, dtype=case.dtype)
+    z = empty(tokens, 512, dtype=case.dtype)
     weights = STUWeights(*(empty(*shape) for shape in shapes))
     stu_function.stu_layer_triton(z, weights, plan, settings, seed=7).backward(z)
     if case.gemm == "full":
-        run_alone(case, weights)
+        run_alone(case, weights, tokens)
 
 
-def run_alone(case, weights):
+def run_alone(case, weights, tokens):
     """What no layer runs: the cached form, and a norm without the residual's gradient."""
-    q = empty(TOKENS, HEADS, case.dim, dtype=case.dtype)
+    q = empty(tokens, HEADS, case.dim, dtype=case.dtype)
     offsets = empty(REQUESTS + 1, dtype=torch.int64)
     cached.attention_over_cache(q, q, q, candidate_offsets_B1=offsets, cache_offsets_B1=offsets, alpha=0.1)
-    x = empty(TOKENS, 512, dtype=case.dtype)
+    x = empty(tokens, 512, dtype=case.dtype)
     norms.layer_norm(x, weights.norm_weight_D, weights.norm_bias_D, 1e-6).backward(x)
 
 
-def record(backend, case_name, found):
+def record(backend, case_name, found, tokens=TOKENS):
     """Adds the launches of a case to `found`, by their key."""
     target = make_backend(TARGETS[backend])
 
@@ -131,7 +131,7 @@ def record(backend, case_name, found):
         for module in (cached, stu_function):
             patch.setattr(module, "check_supported", lambda *_: None)
         patch.setattr(gemms, "_multiprocessors", lambda _: 132)
-        run_case(CASES[case_name])
+        run_case(CASES[case_name], tokens)
 
 
 def all_launches():
@@ -196,3 +196,14 @@ def test_every_kernel_is_among_them():
     for backend in TARGETS:
         missing = set(kernel_names()) - {x.kernel.__name__ for x in LAUNCHES if x.backend == backend}
         assert missing <= ({"quantise_rows_kernel"} if backend == "hip" else set())
+
+
+def programs(backend, case_name, tokens):
+    found = {}
+    record(backend, case_name, found, tokens)
+    return {(key, str(launch.attributes)) for key, launch in found.items()}
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_a_batch_of_another_size_compiles_nothing_anew(case_name):
+    assert programs("cuda", case_name, TOKENS - 1) == programs("cuda", case_name, TOKENS)
