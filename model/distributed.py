@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,11 +75,18 @@ class World:
         """This rank's share of `count` things in order; shares differ by at most one and may be empty."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def sum_tensor(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its sum over ranks."""
-        if self.size > 1:
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begins to replace a tensor by its sum over ranks; what is returned ends it, without stopping a GPU's host."""
+        if self.size == 1:
+            return lambda: None
+        with self._contact():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def finish() -> None:
             with self._contact():
-                dist.all_reduce(tensor)
+                work.wait()
+
+        return finish
 
     def exchange(self, values_V: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:
         """Sends the first send_counts[0] rows to rank 0 and so on; returns what the ranks sent here, by rank."""

@@ -6,6 +6,7 @@ The tables update inside backward(): their learning rate is the one set before i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from model.distributed import World
 from model.ranker import Ranker, load_tensors
+from model.sharded_tables import ShardedEmbeddingTables
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1.0e-8
@@ -28,12 +30,32 @@ class OptimizerSettings:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """A sum over ranks that has begun.
+
+    Attributes:
+        flat: all gradients, which of them are there, and figures.
+        present: of each parameter, whether this rank has its gradient.
+        finish: ends it.
+    """
+
+    flat: Tensor
+    present: list[bool]
+    finish: Callable[[], None]
+
+
+def _present(parameters: Sequence[Tensor]) -> list[bool]:
+    return [parameter.grad is not None for parameter in parameters]
+
+
 class Optimizer:
-    """A training step is: set_schedule, zero_grad, forward, backward, sum_over_ranks, clip, step."""
+    """A training step is: set_schedule, zero_grad, forward, sum_early, backward, sum_over_ranks, clip, step."""
 
     def __init__(self, ranker: Ranker, settings: OptimizerSettings) -> None:
         self._ranker = ranker
         self._settings = settings
+        self._sum: _Sum | None = None
         parameters = ranker.dense_parameters().values()
         self._adamw = torch.optim.AdamW(
             [
@@ -57,6 +79,12 @@ class Optimizer:
         """Forgets the dense gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
+    def sum_early(self, world: World, figures_X: Tensor) -> None:
+        """Before backward(): has sum_over_ranks begin when the dense gradients are there, beside the tables' part."""
+        tables = self._ranker.embeddings.tables
+        if isinstance(tables, ShardedEmbeddingTables):
+            tables.call_before_backward(lambda: self._start_sum(world, figures_X))
+
     @torch.no_grad()
     def sum_over_ranks(self, world: World, figures_X: Tensor) -> Tensor:
         """Replaces the dense gradients by their sum over ranks, in one transfer that takes `figures_X` along.
@@ -66,22 +94,30 @@ class Optimizer:
         """
         if world.size == 1:
             return figures_X
+        if self._sum is None:
+            self._start_sum(world, figures_X)
+        begun, self._sum = self._sum, None
         parameters = list(self._ranker.dense_parameters().values())
-        # A rank without requests may lack a gradient that others have; what nobody has stays without one.
-        has_all = all(parameter.grad is not None for parameter in parameters)
-        present_P = figures_X.new_ones(len(parameters))
-        if not has_all:
-            present_P = figures_X.new_tensor([float(parameter.grad is not None) for parameter in parameters])
-        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
-        flat = torch.cat([*parts, present_P, figures_X])
-        world.sum_tensor(flat)
-        *gradients, present_P, summed_X = flat.split(
+        if begun is None or begun.present != _present(parameters):
+            raise RuntimeError("a dense gradient came after the sum over ranks had begun")
+        begun.finish()
+        *gradients, present_P, summed_X = begun.flat.split(
             [p.numel() for p in parameters] + [len(parameters), len(figures_X)]
         )
-        anywhere = [True] * len(parameters) if has_all else (present_P > 0).tolist()
+        anywhere = begun.present if all(begun.present) else (present_P > 0).tolist()
         for parameter, gradient, kept in zip(parameters, gradients, anywhere, strict=True):
             parameter.grad = gradient.view_as(parameter) if kept else None
         return summed_X
+
+    @torch.no_grad()
+    def _start_sum(self, world: World, figures_X: Tensor) -> None:
+        parameters = list(self._ranker.dense_parameters().values())
+        # A rank without requests may lack a gradient that others have; what nobody has stays without one.
+        present = _present(parameters)
+        present_P = figures_X.new_ones(len(parameters)) if all(present) else figures_X.new_tensor(present)
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        flat = torch.cat([*parts, present_P, figures_X])
+        self._sum = _Sum(flat, present, world.start_sum(flat))
 
     def clip(self, max_norm: float) -> Tensor:
         """Scales the dense gradients to a total norm of at most `max_norm`; returns the norm before."""

@@ -16,7 +16,7 @@ this rank, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ class ShardedEmbeddingTables(EmbeddingTables):
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
         self._world = world
         self._sum_rows = DeviceBags(dim, device) if device.type == "cuda" else _sum_rows
+        self._before_backward: Callable[[], None] | None = None
+
+    def call_before_backward(self, function: Callable[[], None]) -> None:
+        """Calls a function once, when the next backward() has the gradients of all bags and begins with the tables."""
+        self._before_backward = function
 
     def forward(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
         """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too."""
@@ -59,9 +64,17 @@ class ShardedEmbeddingTables(EmbeddingTables):
         )
         mine_ND, values_VD = sums.split([num_bags, wanted_V.numel()])
         values_UD = _Exchange.apply(values_VD, world, wanted, needed)
-        if not inverse_M.numel():
-            return mine_ND + values_UD.sum()  # nothing was fetched, but backward() has to meet the others
-        return mine_ND + self._sum_rows(values_UD, inverse_M, offsets_N1 - mine_N1)
+        # Where nothing was fetched, backward() still has to meet the others.
+        fetched = self._sum_rows(values_UD, inverse_M, offsets_N1 - mine_N1) if inverse_M.numel() else values_UD.sum()
+        values_ND = mine_ND + fetched
+        if values_ND.requires_grad:
+            values_ND.register_hook(self._begin_backward)
+        return values_ND
+
+    def _begin_backward(self, _gradient_ND: Tensor) -> None:
+        function, self._before_backward = self._before_backward, None
+        if function:
+            function()
 
     def _places(self, rows_M: Tensor) -> Tensor:
         """Rows in the order of their owners, then by the row within it; narrow ones are sorted faster."""

@@ -102,6 +102,7 @@ def train_step(
         clock.begin()
     optimizer.zero_grad()
     loss = ranking_loss(ranker(batch), batch.candidates, ranker.config, ranker.spec)
+    optimizer.sum_early(world, loss.total.detach()[None])
     mark("layers forward")
     loss.total.backward()
     mark("tables backward")

@@ -171,8 +171,9 @@ class Trainer:
         loss = ranking_loss(
             self.ranker(batch), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss
         )
-        loss.total.backward()
         figures_X = torch.cat([loss.total.detach()[None], loss.task_K, loss.positives_K])
+        self._optimizer.sum_early(world, figures_X)
+        loss.total.backward()
         figures_X = self._optimizer.sum_over_ranks(world, figures_X)
         self._optimizer.clip(self._config.max_gradient_norm)
         self._optimizer.step()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from features.dataset import open_dataset
 from features.spec import CategoricalField
@@ -51,7 +52,7 @@ def rank_of(rank, size, port):
 def collectives(world, _):
     mine = np.array([world.rank, 10.0])
     tensor = torch.tensor([1.0 + world.rank])
-    world.sum_tensor(tensor)
+    world.start_sum(tensor)()
     send = [world.rank + 1] * world.size
     receive = [rank + 1 for rank in range(world.size)]
     rows = torch.full((sum(send), 2), float(world.rank))
@@ -148,3 +149,18 @@ def gradients_of(world, _):
     return {"figures": figures.tolist()} | {
         name: None if weight.grad is None else weight.grad.tolist() for name, weight in weights.items()
     }
+
+
+def transfers_of(world, arguments):
+    """The collectives of the model's tensors in one step, in order."""
+    trainer, order = trainer_of(world, arguments), []
+    for name in ("all_reduce", "all_to_all_single"):
+        call = getattr(dist, name)
+
+        def recorded(*given, name=name, call=call, **named):
+            order.append(name)
+            return call(*given, **named)
+
+        setattr(dist, name, recorded)
+    trainer.fit(until_step=1)
+    return order

@@ -9,6 +9,7 @@ from tests.model.ranks.rank_functions import (
     losses_of,
     scores_of,
     tables_of,
+    transfers_of,
 )
 
 
@@ -39,6 +40,11 @@ def test_what_ranks_tell_each_other(run_ranks):
 def test_a_missing_gradient_counts_as_zero_unless_all_miss_it(run_ranks):
     for found in run_ranks(gradients_of, 2):
         assert found == {"figures": [2, 1], "first": [5, 5], "all": [3, 3], "nobody": None}
+
+
+def test_dense_gradients_travel_before_those_of_the_tables(run_ranks, arguments):
+    lookup = ["all_to_all_single"] * 3
+    assert run_ranks(transfers_of, 2, arguments) == [[*lookup, "all_reduce", "all_to_all_single"]] * 2
 
 
 @pytest.mark.parametrize("size", [2, 3])
