@@ -4,111 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
 from features.files import read_json
-from model.config import ModelConfig
-from model.train_config import EvaluateConfig
-from pipelines.ingest import ingest
 from pipelines.sources.plan import plan_logs
-from pipelines.streams import build_streams
-from pipelines.validate import Inputs, validate
-from pipelines.vocab import build_vocabularies
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = {
-    document["data"]["source"]: document
-    for document in map(
-        yaml.safe_load, re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sources.md").read_text(), re.DOTALL)
-    )
-}
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a run left: its account, its events (in source order) and its quarantine."""
-
-    stats: dict[str, Any]
-    events: pl.DataFrame
-    quarantine: pl.DataFrame
-    folder: Path
-
-    def masks(self, source: str) -> list[set[str]]:
-        names = EXAMPLES[source]["features"]["actions"]
-        return [{name for bit, name in enumerate(names) if mask >> bit & 1} for mask in self.events["action_mask"]]
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def example(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a params.yaml: the repository's own with the document's settings for a source."""
-
-    def write(source: str, **changes: dict[str, Any]) -> Path:
-        document = yaml.safe_load((ROOT / "params.yaml").read_text())
-        for section, settings in EXAMPLES[source].items():
-            document[section] |= settings
-        document["data"]["path"] = str(tmp_path / "raw")
-        document["features"]["vocabulary"]["min_count"] = 1
-        document["pipelines"] |= {"num_workers": 1, "num_shards": 2}
-        for section, settings in changes.items():
-            document[section] |= settings
-        path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(document))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[[Path], Built]:
-    """Runs ingest, vocab, streams and validate."""
-
-    def run(params: Path) -> Built:
-        out = tmp_path / "out"
-        inputs = Inputs(out / "events", out / "vocab", out / "streams")
-        ingest(params, inputs.events, out / "quarantine")
-        build_vocabularies(params, inputs.events, inputs.vocab)
-        build_streams(params, inputs.events, inputs.vocab, inputs.streams)
-        validate(params, inputs, out / "validation.json")
-        assert read_json(out / "validation.json")["passed"]
-        stats = read_json(inputs.events / "stats.json")
-        events = pl.read_parquet(inputs.events / "date=*" / "*.parquet", hive_partitioning=False).sort("source_order")
-        quarantine = pl.read_parquet(out / "quarantine" / "rows.parquet")
-        assert stats["kept"] + stats["quarantined"] == stats["read"]
-        assert (stats["kept"], stats["quarantined"]) == (len(events), len(quarantine))
-        return Built(stats, events, quarantine, out)
-
-    return run
-
-
-Example = Callable[..., Path]
-Build = Callable[[Path], Built]
-
-
-@pytest.mark.parametrize("source", EXAMPLES)
-def test_the_documents_settings_fit_together(source: str, example: Example) -> None:
-    params = example(source)
-    features, model, evaluate = FeaturesConfig.load(params), ModelConfig.load(params), EvaluateConfig.load(params)
-    assert DataConfig.load(params).source == source
-    assert set(model.heads.tasks) <= set(features.actions)
-    assert {name for names in evaluate.groups.values() for name in names} <= set(model.heads.tasks)
-    assert {name for group in model.contextual for name in group} <= set(features.user_categories)
+from tests.pipelines.published.built import Build, Example
 
 
 def test_movielens_1m(raw: Path, example: Example, build: Build) -> None:
@@ -317,65 +223,3 @@ def test_both_shapes_of_one_dataset_are_refused(raw: Path, example: Example) -> 
     params = example("yambda")
     with pytest.raises(DataError, match=r"both multi_event\.parquet and listens\.parquet are there, which hold the"):
         plan_logs(DataConfig.load(params), FeaturesConfig.load(params))
-
-
-@pytest.mark.parametrize(
-    ("source", "files", "changes", "message"),
-    [
-        ("otto", {}, {}, "no train.jsonl or test.jsonl or otto-recsys-train.jsonl or otto-recsys-test.jsonl in it or"),
-        ("otto", {"train.jsonl": "[1]\n"}, {}, "train.jsonl: the first line is JSON but not an object"),
-        ("otto", {"train.jsonl": "session,aid\n"}, {}, "train.jsonl: the first line is not JSON"),
-        (
-            "otto",
-            {"train.jsonl": "{}\n"},
-            {"actions": ["is_buy"], "streams": {"consumption": "all"}},
-            "features.actions: 'is_buy' is unknown, OTTO has is_click, is_cart, is_order",
-        ),
-        (
-            "movielens",
-            {"ratings.csv": "userId,movieId,rating,timestamp\n", "movies.csv": "movieId,title,genres\n"},
-            {"user_categories": ["age"]},
-            "features.user_categories: 'age' is unknown, the dataset has none",
-        ),
-        (
-            "movielens",
-            {"ratings.csv": "userId,movieId\n"},
-            {},
-            "ratings.csv: column 'timestamp' is missing (a column of",
-        ),
-        (
-            "movielens",
-            {"ratings.csv": "userId,movieId,rating,timestamp\n"},
-            {},
-            "no movies.csv, which features.item_categories needs for 'genre'",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_name(
-    raw: Path, example: Example, source: str, files: dict[str, str], changes: dict[str, Any], message: str
-) -> None:
-    for name, text in files.items():
-        (raw / name).write_text(text)
-    params = example(source, features=changes)
-    with pytest.raises(DataError) as error:
-        plan_logs(DataConfig.load(params), FeaturesConfig.load(params))
-    assert message in str(error.value)
-
-
-def test_a_misspelt_source_fails_by_name(example: Example) -> None:
-    with pytest.raises(DataError, match=r"data\.source: Input should be 'kuairand', 'movielens', 'otto', 'taobao'"):
-        DataConfig.load(example("otto", data={"source": "oto"}))
-
-
-def test_the_generic_example_of_the_document(raw: Path, example: Example, build: Build) -> None:
-    rows = ["1\t5\t1650600000\t4.5\t10\t50", "1\t6\t1650700000\t2\t\t", "2\t5\t1650700000.25\t3\t4\t120", "1\t6"]
-    (raw / "log.tsv").write_text("\n".join(rows) + "\n", encoding="latin-1")
-    found = build(example("csv", data={"timezone": "UTC", "eval_days": 1, "max_quarantine_ratio": 0.5}))
-    assert found.masks("csv") == [{"is_liked"}, {"is_disliked"}, set()]
-    columns = found.events.select("timestamp_ms", "watch_ms", "duration_ms", "value")
-    assert columns.rows() == [
-        (1650600000000, 5000, 10000, 4.5),
-        (1650700000000, None, None, 2.0),
-        (1650700000250, 4800, 4000, 3.0),
-    ]
-    assert found.quarantine.select("row", "reason", "content").rows() == [(4, "too few fields", "1\t6")]
