@@ -14,6 +14,10 @@ from features.files import atomic_file
 
 NUM_TOPICS = 8
 NUM_TABS = 3
+# Users and items come and go: each day the oldest of them leave and as many new ones arrive.
+FIRST_DAY = datetime.date(2024, 2, 1)
+MAX_DAYS = 100
+NEW_USERS, NEW_ITEMS = 3, 2
 _DEGREES = np.array(["low_active", "middle_active", "full_active"])
 
 
@@ -24,7 +28,7 @@ class World:
     Attributes:
         seed: equal worlds write equal bytes.
         timezone: of its days.
-        num_users, num_items, events_per_day: its size.
+        num_users, num_items, events_per_day: of a day.
     """
 
     seed: int
@@ -34,22 +38,14 @@ class World:
     events_per_day: int = 2400
 
     def write_side_tables(self, folder: Path) -> None:
-        """Writes user_features.csv and video_features_basic.csv."""
+        """Writes user_features.csv and video_features_basic.csv, of all who will ever come."""
         rng = np.random.default_rng([self.seed, 0])
-        users = pl.DataFrame(
-            {
-                "user_id": np.arange(self.num_users),
-                "user_active_degree": _DEGREES[rng.integers(0, len(_DEGREES), self.num_users)],
-            }
-        )
-        topic = self._topics()
-        items = pl.DataFrame(
-            {
-                "video_id": np.arange(self.num_items),
-                "author_id": topic * 10 + np.arange(self.num_items) % 5,
-                "tag": topic.astype(str),
-            }
-        )
+        user = np.arange(self.num_users + MAX_DAYS * NEW_USERS)
+        degree = _DEGREES[rng.integers(0, len(_DEGREES), len(user))]
+        users = pl.DataFrame({"user_id": user, "user_active_degree": degree})
+        item = np.arange(self.num_items + MAX_DAYS * NEW_ITEMS)
+        topic = item % NUM_TOPICS
+        items = pl.DataFrame({"video_id": item, "author_id": topic * 10 + item % 5, "tag": topic.astype(str)})
         for table, name in ((users, "user_features.csv"), (items, "video_features_basic.csv")):
             with atomic_file(folder / name) as temporary:
                 table.write_csv(temporary)
@@ -73,18 +69,17 @@ class World:
             table.write_csv(temporary)
         return path
 
-    def _topics(self) -> np.ndarray:
-        return np.arange(self.num_items) % NUM_TOPICS
-
     def _events(self, date: datetime.date, *, feed_error: bool) -> pl.DataFrame:
         """A day's rows, by time."""
         rng = np.random.default_rng([self.seed, 1, date.toordinal()])
         age = date.toordinal() / 30.0
         size = self.events_per_day
-        user = rng.integers(0, self.num_users, size)
+        days = (date - FIRST_DAY).days
+        user = NEW_USERS * days + rng.integers(0, self.num_users, size)
         # What is popular goes round slowly, and so do the users' tastes.
         topic = (rng.integers(0, NUM_TOPICS, size) + rng.binomial(2, 0.5 + 0.3 * np.sin(age), size)) % NUM_TOPICS
-        item = topic + NUM_TOPICS * rng.integers(0, self.num_items // NUM_TOPICS, size)
+        oldest = NEW_ITEMS * days
+        item = oldest + (topic - oldest) % NUM_TOPICS + NUM_TOPICS * rng.integers(0, self.num_items // NUM_TOPICS, size)
         taste = np.sin(user[:, None] * 1.7 + np.arange(NUM_TOPICS) * 2.1 + 0.4 * age)[np.arange(size), topic]
         quality = np.sin(item * 0.9) + np.sin(topic * 1.3 + age)
         click = rng.random(size) < _sigmoid(-0.9 + 1.5 * taste + 1.2 * quality)

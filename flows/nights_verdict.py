@@ -8,10 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from features.files import read_json
+from features.vocabulary import VocabularySet
 from flows.models import ModelStore
 from flows.nightly.dates import DAY
 from flows.nightly.record import NightRecord, Records
@@ -50,6 +54,8 @@ def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], li
         if record.outcome not in EXPECTED[played["kind"]]:
             problems.append(f"{date} ({played['kind']}) ended {record.outcome}: {record.reason}")
     problems += never_worse(list(records.values())) + nothing_lost(simulation, records.values())
+    rows, renumbered = vocabulary_growth(simulation, records.values())
+    problems += renumbered
     restored = restore(simulation, [record for record in records.values() if record.tag is not None])
     problems += [] if restored["stages_run"] == 0 else [f"{restored['tag']} in another clone: {restored['output']}"]
     unchanged = _unchanged(simulation)
@@ -66,6 +72,8 @@ def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], li
         "total_seconds": round(total, 1),
         "median_seconds_of_a_night": statistics.median(n["seconds"] for n in nights.values()),
         "unchanged_night_seconds": unchanged,
+        "started_from_the_champion": sum(str(record.start).endswith("/ranker") for record in records.values()),
+        "vocabulary_rows": rows,
         "restored_in_another_clone": restored,
         "problems": problems,
         "cores": os.cpu_count(),
@@ -120,6 +128,23 @@ def nothing_lost(simulation: Simulation, records: Any) -> list[str]:
     store.verify(champion.model)
     status = git(simulation.root, "status", "--porcelain", "--untracked-files=no")
     return problems + ([f"the working tree was touched: {status}"] if status else [])
+
+
+def vocabulary_growth(simulation: Simulation, records: Iterable[NightRecord]) -> tuple[list[int], list[str]]:
+    """Rows of each night's vocabulary, users and items; and nights that did not only append to their champion's."""
+    store, rows, problems = ModelStore(simulation.places.models), [], []
+    for record in records:
+        if record.model is None or record.tag is None:
+            continue
+        mine = VocabularySet.load(store.path(record.model) / "vocab")
+        rows.append(mine.field("user").size + mine.field("item").size)
+        params = yaml.safe_load(git(simulation.root, "show", f"{record.tag}:params.yaml"))
+        base = params["features"]["vocabulary"]["base"]
+        for before in VocabularySet.load(simulation.places.workspace / base).vocabularies if base else ():
+            now = mine.field(before.field).keys
+            if not now.slice(0, len(before.keys)).equals(before.keys):
+                problems.append(f"{record.date}: {before.field} was numbered anew")
+    return rows, problems
 
 
 def restore(simulation: Simulation, records: list[NightRecord]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import datetime
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -149,16 +150,21 @@ def look(night: Night, *, force: bool) -> Decision:
     return decide(record, window.snapshot.digest, force=force)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The step that ended a night, and why."""
+
+    step: str
+    reason: str
+
+
 def _run(night: Night, patience: float) -> NightRecord:
     """All steps; the first that fails ends the night."""
     before = {"wait for logs": lambda: night.wait(patience), "freeze logs": night.freeze, "configure": night.configure}
-    failed = _steps(night, before)
-    if failed is None:
-        with night.reproducing() as reproduction:
-            failed = _steps(night, {name: partial(night.stage, name, reproduction) for name in night.stages()})
-    failed = failed or _steps(night, {"gate": lambda: night.judge().reason, "commit": night.commit})
-    if failed is not None:
-        return failed
+    after = {"gate": lambda: night.judge().reason, "commit": night.commit}
+    failure = _steps(night, before) or _stages(night) or _steps(night, after)
+    if failure is not None:
+        return night.record("failed", f"{failure.step}: {failure.reason}", failed_step=failure.step)
     _push(night)
     with night.progress.timed("promote"):
         night.promote()
@@ -166,17 +172,31 @@ def _run(night: Night, patience: float) -> NightRecord:
             night.commands.say(f"removed model {model}, never promoted in {night.config.keep_days} days")
     report = night.progress.report
     assert report is not None
+    afresh = "" if night.progress.unfit is None else f"; trained from scratch, {night.progress.unfit}"
     unpushed = "" if night.progress.pushed else "; not uploaded, the next night tries again"
-    return night.record("promoted" if report.promote else "kept", report.reason + unpushed)
+    return night.record("promoted" if report.promote else "kept", report.reason + afresh + unpushed)
 
 
-def _steps(night: Night, steps: Mapping[str, Callable[[], object]]) -> NightRecord | None:
-    """One task after the other; the record of the night when one of them fails."""
+def _stages(night: Night) -> Failure | None:
+    """The stages; a second time when the champion is no start for training. DVC then skips what is done."""
+    failure = _reproduce(night)
+    if failure is not None and night.begin_afresh(failure.step, failure.reason):
+        failure = _reproduce(night)
+    return failure
+
+
+def _reproduce(night: Night) -> Failure | None:
+    with night.reproducing() as reproduction:
+        return _steps(night, {name: partial(night.stage, name, reproduction) for name in night.stages()})
+
+
+def _steps(night: Night, steps: Mapping[str, Callable[[], object]]) -> Failure | None:
+    """One task after the other, up to the first that fails."""
     for name, work in steps.items():
         with night.progress.timed(name):
             state = step.with_options(name=name, task_run_name=name)(work, return_state=True)
         if not state.is_completed():
-            return night.record("failed", f"{name}: {(state.message or 'no reason given').strip()}", failed_step=name)
+            return Failure(name, (state.message or "no reason given").strip())
     return None
 
 

@@ -55,6 +55,8 @@ class RetrainConfig(Section):
     deadline_minutes: how long after the end of the local day to wait for its logs.
     settle_seconds: a file has arrived when it did not change for so long.
     when_busy: what a retrain does that finds another one at work.
+    warm_start: whether training goes on from the champion's weights. When those do not fit, for settings of the model
+    or the features have changed, `always` fails the night, `possible` trains from scratch and says why.
     keep_days: how long a model that was never promoted is kept.
     push_attempts: of the upload to the DVC remote.
     """
@@ -69,7 +71,7 @@ class RetrainConfig(Section):
     poll_seconds: Positive
     settle_seconds: NonNegative
     when_busy: Literal["exit", "wait"]
-    warm_start: bool
+    warm_start: Literal["never", "possible", "always"]
     stage_timeout_minutes: Positive
     push_attempts: Count
     keep_days: Count

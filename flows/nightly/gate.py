@@ -263,3 +263,18 @@ def _known(value: float) -> float | None:
 def _mean_known(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def not_judged(reason: str, champion: str) -> GateReport:
+    """The report of a challenger that no figures were needed to refuse."""
+    return GateReport(
+        promote=False,
+        reason=reason,
+        champion=champion,
+        metric=None,
+        champion_metric=None,
+        metric_change=None,
+        num_requests=0,
+        tasks={},
+        checks=(),
+    )

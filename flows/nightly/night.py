@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from features.config import DataConfig
 from features.errors import DataError
 from features.files import atomic_file, read_json
@@ -124,9 +122,10 @@ class Night:
         settings = window_settings(
             self.date, self.config, self.progress.window, champion=self.champion(), baseline=self.baseline()
         )
-        known = {f"{section}.{name}" for section, group in yaml.safe_load(text).items() for name in group}
-        edits = {key: value for key, value in settings.items() if ".".join(key.split(".")[:2]) in known}
-        text = apply_changes(text, edits, path)
+        if self.progress.unfit is not None:
+            settings["train.warm_start"] = None
+        self.progress.start = settings["train.warm_start"] or "fresh weights"
+        text = apply_changes(text, settings, path)
         check_params(text, path)
         with atomic_file(path) as temporary:
             temporary.write_text(text)
@@ -166,15 +165,31 @@ class Night:
             self.progress.profile = keep_profile(profile, self.places.folder / "profiles").name
         return outcome.status.value
 
+    def begin_afresh(self, step: str, reason: str) -> bool:
+        """Whether the stages are to be run once more, from scratch: training refused the champion's weights, and the
+        settings allow to do without. Writes params.yaml anew then.
+
+        Args:
+            step: that failed.
+            reason: of the failure, which begins with the setting that was refused.
+        """
+        refused = step == "train" and reason.startswith("train.warm_start: ")
+        if not refused or self.config.warm_start != "possible" or self.progress.unfit is not None:
+            return False
+        self.progress.unfit = reason.splitlines()[0]
+        self.commands.say(f"training from scratch: {self.progress.unfit}")
+        self.configure()
+        return True
+
     def judge(self) -> GateReport:
         """Stores the model, scores the window with it and the champion, and decides."""
         stored = self.store.add(self.workspace / "models" / "ranker", self.workspace / "data" / "vocab", self.date)
         self.progress.model = stored
         champion = self.champion()
         if champion is not None and champion.date > self.date:
-            report = not_judged(f"the champion is of a later date, {champion.date}", champion.model)
+            report = gate.not_judged(f"the champion is of a later date, {champion.date}", champion.model)
         elif champion is not None and champion.model == stored.model:
-            report = not_judged("it is the champion, byte for byte", champion.model)
+            report = gate.not_judged("it is the champion, byte for byte", champion.model)
         else:
             report = self._compare(stored, champion)
         self.progress.report = report
@@ -251,6 +266,7 @@ class Night:
             profile=progress.profile,
             tag=progress.tag,
             pushed=progress.pushed,
+            start=progress.start,
             resumed=progress.resumed,
             earlier=() if earlier is None else (*earlier.earlier, f"{earlier.outcome}: {earlier.reason}"),
         )
@@ -264,21 +280,6 @@ class Night:
             return account
         stats = read_json(path)
         return account.model_copy(update={"events": stats["kept"], "quarantined": stats["quarantined"]})
-
-
-def not_judged(reason: str, champion: str) -> GateReport:
-    """The report of a challenger that no figures were needed to refuse."""
-    return GateReport(
-        promote=False,
-        reason=reason,
-        champion=champion,
-        metric=None,
-        champion_metric=None,
-        metric_change=None,
-        num_requests=0,
-        tasks={},
-        checks=(),
-    )
 
 
 def logs_folder(places: NightlyPlaces, config: RetrainConfig) -> Path:

@@ -117,7 +117,7 @@ def window_settings(
     }
     store = None if champion is None else f"../../models/store/{champion.model}"
     settings["features.vocabulary.base"] = None if store is None else f"{store}/vocab"
-    settings["train.warm_start"] = f"{store}/ranker" if config.warm_start and store is not None else None
+    settings["train.warm_start"] = f"{store}/ranker" if config.warm_start != "never" and store is not None else None
     return settings
 
 

@@ -16,7 +16,12 @@ from flows.nightly.record import GateReport, Records, Running
 
 @dataclass
 class Progress:
-    """What the steps of a night found, for its record; the marker on disk tells where it is."""
+    """What the steps of a night found, for its record; the marker on disk tells where it is.
+
+    Attributes:
+        start: what training begins with.
+        unfit: why it does not begin with the champion's weights, though it was to.
+    """
 
     records: Records
     date: datetime.date
@@ -26,6 +31,8 @@ class Progress:
     resumed: str | None = None
     window: Window | None = None
     profile: str | None = None
+    start: str | None = None
+    unfit: str | None = None
     model: StoredModel | None = None
     report: GateReport | None = None
     tag: str | None = None

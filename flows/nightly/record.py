@@ -92,7 +92,7 @@ class NightRecord(Closed):
     seconds: wall time by step.
     model, champion: ids in the store; champion is who reigned afterwards.
     base: the commit whose code and settings it ran. profile: name of what `validate` kept of a night that passed.
-    resumed: what was found of a night that was killed.
+    start: what training began with. resumed: what was found of a night that was killed.
     earlier: outcomes of earlier attempts, oldest first.
     """
 
@@ -113,6 +113,7 @@ class NightRecord(Closed):
     profile: str | None
     tag: str | None
     pushed: bool
+    start: str | None = None
     resumed: str | None
     earlier: tuple[str, ...]
 

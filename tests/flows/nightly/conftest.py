@@ -28,13 +28,14 @@ STAGES = {
     "train": {
         "cmd": "python stages.py train",
         "deps": ["data/events", "stages.py"],
-        "params": ["train"],
+        "params": ["model", "train"],
         "outs": ["models/ranker"],
     },
 }
 CODE = """
 import json, os, sys, time
 from pathlib import Path
+import yaml
 stage = sys.argv[1]
 if os.environ.get("HANG_IN") == stage:
     Path(os.environ["HANG_PID"]).write_text(f"{os.getpid()}\\n")
@@ -49,7 +50,13 @@ if stage == "ingest":
     Path("data/events/stats.json").write_text(json.dumps({"kept": len(days), "quarantined": 0}))
     Path("data/vocab/rows").write_text("rows")
 if stage == "train":
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    dim, start = params["model"]["dim"], params["train"]["warm_start"]
+    if start and (before := int(Path(start, "dim").read_text())) != dim:
+        sys.exit(f"error: train.warm_start: {start}: it has model.dim = {before}, now it is {dim}")
     Path("models/ranker").mkdir(parents=True)
+    Path("models/ranker/dim").write_text(str(dim))
+    Path("models/ranker/start").write_text(str(start))
     Path("models/ranker/noise").write_text(Path("data/events/noise").read_text())
 """
 PREDICT = """

@@ -22,6 +22,7 @@ from flows.nightly.workspace import git, resolve
 from flows.retrain import nightly, retrain, tonight
 from flows.run import send_logs
 from flows.server import prefect_api
+from flows.settings import edit_params
 
 from ..conftest import is_alive, wait_until
 from .conftest import FIRST, ROOT, STAGES, Repository, dvc
@@ -148,6 +149,41 @@ def test_a_killed_night_leaves_no_orphan_and_the_next_one_takes_it_up(repository
     record = repository.record(FIRST)
     assert record.resumed == f"process {process.pid} was killed in step train of 2024-02-28"
     assert Records(repository.places.folder).running() is None
+
+
+def test_a_night_goes_on_from_the_champion_and_says_so_when_it_cannot(repository: Repository):
+    root, ranker = repository.root, repository.places.workspace / "models" / "ranker"
+
+    def commit(**settings: object) -> None:
+        edit_params(root / "params.yaml", {key.replace("__", "."): value for key, value in settings.items()})
+        git(root, "commit", "--quiet", "--all", "-m", "Change settings")
+
+    repository.land(FIRST, "0.5")
+    assert run(repository, FIRST).startswith("Promoted: ")
+    assert repository.record(FIRST).start == "fresh weights"
+    first = repository.record(FIRST).model
+
+    repository.land(FIRST + DAY, "0.4")
+    assert run(repository, FIRST + DAY).startswith("Promoted: ")
+    assert (
+        repository.record(FIRST + DAY).start == f"../../models/store/{first}/ranker" == (ranker / "start").read_text()
+    )
+
+    # Another model: the champion's weights do not fit. From scratch, and the night says why.
+    commit(model__dim=32)
+    repository.land(FIRST + 2 * DAY, "0.3")
+    said = run(repository, FIRST + 2 * DAY)
+    assert "trained from scratch, train.warm_start: " in said
+    assert "it has model.dim = 64, now it is 32" in said
+    assert (repository.record(FIRST + 2 * DAY).outcome, (ranker / "start").read_text()) == ("promoted", "None")
+    assert repository.record(FIRST + 2 * DAY).start == "fresh weights"
+
+    commit(model__dim=64, retrain__warm_start="always")
+    repository.land(FIRST + 3 * DAY, "0.2")
+    assert run(repository, FIRST + 3 * DAY).startswith(f"Failed: {FIRST + 3 * DAY} failed: train: train.warm_start: ")
+    commit(retrain__warm_start="never")
+    assert run(repository, FIRST + 3 * DAY).startswith("Promoted: ")
+    assert repository.record(FIRST + 3 * DAY).start == "fresh weights"
 
 
 def test_the_scheduled_flow_runs_the_newest_missing_date_and_a_dry_run_says_why(repository: Repository):
