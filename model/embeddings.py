@@ -169,7 +169,9 @@ class TokenEmbeddings(nn.Module):
         lengths = [present_NF.sum(dim=1) for present_NF in present]
         groups = [member_BF.sum(dim=1) for member_BF in present[0].split(self.group_sizes, dim=1)]
         lengths[0] = torch.stack(groups, dim=1).flatten() if groups else lengths[0][:0]
-        rows_L = torch.cat([rows_NF[present_NF] for rows_NF, present_NF in zip(rows, present, strict=True)])
+        # Those that are there of all kinds at once: a GPU's host waits for their number.
+        all_rows = torch.cat([rows_NF.flatten() for rows_NF in rows])
+        rows_L = all_rows[all_rows >= 0]
         values_ND = self.tables(rows_L, lengths_to_offsets(torch.cat(lengths)))
         return values_ND.split([part.numel() for part in lengths])
 

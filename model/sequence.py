@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from kernels import AttentionPlan, split_jagged, truncate_jagged
+from kernels import AttentionPlan, truncate_jagged
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class TokenSequence:
         )
         return replace(self, values_TD=values_TD, offsets_B1=offsets_B1)
 
-    def candidates(self) -> Tensor:
-        """(C, D), the candidates' tokens in batch order."""
-        before_B = self.offsets_B1.diff() - self.num_candidates_B
-        return split_jagged(self.values_TD, self.offsets_B1, before_B)[1]
+    def candidates(self, total: int) -> Tensor:
+        """(C, D), the candidates' tokens in batch order; `total` is C, which the host would have to wait for."""
+        # Candidates end with their request: each row of the result lies as far before that end as before its own.
+        shift_B = self.offsets_B1[1:] - self.num_candidates_B.cumsum(0)
+        shift_C = shift_B.repeat_interleave(self.num_candidates_B, output_size=total)
+        return self.values_TD.index_select(0, shift_C + torch.arange(total, device=shift_C.device))

@@ -18,7 +18,7 @@ from model.stu import STUStack
 
 
 class HSTUTransducer(nn.Module):
-    """Preprocess, compute, postprocess of one stream."""
+    """The layers of one stream, between its tokens and the candidates' vectors."""
 
     def __init__(self, config: ModelConfig, stream: StreamConfig) -> None:
         super().__init__()
@@ -30,7 +30,8 @@ class HSTUTransducer(nn.Module):
     def forward(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D), one vector per candidate in batch order."""
         sequence = self.preprocess(contextual, history, candidates)
-        return self.postprocess(self.stack(sequence))
+        encoded_CD = self.stack(sequence).candidates(candidates.values_TD.shape[0])
+        return self.norm(encoded_CD.to(self.norm.weight.dtype))
 
     def preprocess(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> TokenSequence:
         """[contextual | history, newest to oldest | candidates] of every request."""
@@ -44,10 +45,6 @@ class HSTUTransducer(nn.Module):
             num_contextual=contextual.values_TD.shape[0] // max(length_B.numel(), 1),
             num_candidates_B=candidates.offsets_B1.diff(),
         )
-
-    def postprocess(self, sequence: TokenSequence) -> Tensor:
-        """The candidates' tokens, normalised."""
-        return self.norm(sequence.candidates().to(self.norm.weight.dtype))
 
 
 def make_encoder(config: ModelConfig, stream: StreamConfig) -> nn.Module:

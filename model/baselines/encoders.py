@@ -67,7 +67,7 @@ class TransformerEncoder(Encoder):
 
     def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
-        return self.stack(_sequence(contextual, history, candidates)).candidates()
+        return self.stack(_sequence(contextual, history, candidates)).candidates(candidates.values_TD.shape[0])
 
 
 class SASRecEncoder(Encoder):

@@ -98,14 +98,16 @@ def test_newer_events_never_change_older_positions(
 def test_pyramid_keeps_contextual_newest_and_candidates(make_config):
     tokens = sequence([0, 3, 4, 9], [1, 0, 2, 3], 2)
     bounds = tokens.offsets_B1.tolist()
-    kept = []
+    kept, scored = [], []
     for request, (begin, end) in enumerate(itertools.pairwise(bounds)):
         candidates_begin = end - int(tokens.num_candidates_B[request])
         kept += [row for row in range(begin, end) if row < begin + 2 + 4 or row >= candidates_begin]
+        scored += range(candidates_begin, end)
     truncated = tokens.truncated(4)
     assert torch.equal(truncated.values_TD, tokens.values_TD[kept])
     assert truncated.offsets_B1.diff().tolist() == [2 + 0 + 1, 2 + 3 + 0, 2 + 4 + 2, 2 + 4 + 3]
-    assert torch.equal(truncated.candidates(), tokens.candidates())
+    assert torch.equal(tokens.candidates(6), tokens.values_TD[scored])
+    assert torch.equal(truncated.candidates(6), tokens.values_TD[scored])
 
 
 def test_stack_truncates_after_the_configured_layers(make_config):
