@@ -52,7 +52,7 @@ class ShardedEmbeddingTables(EmbeddingTables):
         is_mine_L = rows_L % world.size == world.rank
         mine_N1 = lengths_to_offsets(is_mine_L)[offsets_N1]
         places_U, inverse_M = self._places(rows_L[~is_mine_L]).unique(return_inverse=True)
-        first_R1 = torch.arange(world.size + 1, device=device) * self.rows_per_shard
+        first_R1 = torch.arange(world.size + 1, dtype=places_U.dtype, device=device) * self.rows_per_shard
         needed_R = torch.searchsorted(places_U, first_R1).diff()
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
         needed, wanted = torch.stack([needed_R, wanted_R]).tolist()
