@@ -43,6 +43,7 @@ from flows.server import prefect_api
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
+LATER_DAYS = 10
 
 
 def _play_in(root: Path, args: argparse.Namespace) -> NoReturn:
@@ -150,7 +151,7 @@ def main() -> None:
             return
         if args.kills:
             with simulated_server(simulation):
-                kills = kill_every_step(simulation, FIRST_NIGHT + args.nights * DAY)
+                kills = kill_every_step(simulation, FIRST_NIGHT + (args.nights + LATER_DAYS) * DAY)
             write_json(args.json.with_name(f"{args.json.stem}_kills.json"), kills)
         result, problems = verdict(simulation, args.nights)
     except DataError as error:

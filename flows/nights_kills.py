@@ -20,10 +20,11 @@ from typing import Literal
 
 from features.errors import DataError
 from flows.models import ModelStore
+from flows.nightly.dates import window_days
 from flows.nightly.progress import Progress
 from flows.nightly.record import NightRecord, Records
 from flows.nightly.workspace import TAG_PREFIX, git
-from flows.nights_scenario import Simulation, wait_for_lock
+from flows.nights_scenario import SMALL, Simulation, wait_for_lock
 from flows.retrain import parse_date, run_dates
 from flows.stage import stage_names
 
@@ -52,13 +53,18 @@ AFTER: tuple[tuple[str, Moment], ...] = (
 def kill_every_step(simulation: Simulation, date: datetime.date) -> dict[str, str]:
     """Kills the night of a date again and again, each time somewhere else, then leaves it alone.
 
+    Args:
+        simulation: with a champion.
+        date: so long after the champion's that a new model is better for sure: nothing else is promoted.
+
     Returns:
         By step and moment, what was left; and how the night ended.
 
     Raises:
         DataError: a process outlived a kill, the champion was touched too early, or the last run did not end well.
     """
-    simulation.world.write_day(simulation.landing, date)
+    for day in window_days(date, SMALL["retrain.window_days"]):
+        simulation.world.write_day(simulation.landing, day)
     stages: tuple[tuple[str, Moment], ...] = tuple((name, "middle") for name in stage_names(simulation.root))
     plan = (*BEFORE, *stages, *AFTER)
     store, found = ModelStore(simulation.places.models), {}
