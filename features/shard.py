@@ -93,7 +93,9 @@ def build_shard(events: pa.Table, encoder: ShardEncoder) -> ShardTables:
 
 def encode_shard(events: OrderedEvents, encoder: ShardEncoder) -> ShardTables:
     """Encodes ordered events and splits them into streams and requests."""
+    num_events, num_duplicates = events.table.num_rows, events.num_duplicates
     encoded = _encode(events.table, events.user_ids, events.offsets, encoder=encoder)
+    del events  # a third of its columns is not needed any more, and a shard may be large
     streams = {name: _stream_mask(encoded.action_mask, name, encoder.features) for name in encoder.features.streams}
     requests = form_requests(
         encoded.timestamp_ms,
@@ -105,8 +107,8 @@ def encode_shard(events: OrderedEvents, encoder: ShardEncoder) -> ShardTables:
     return ShardTables(
         users=_users_table(encoded, streams, encoder),
         requests=_requests_table(encoded, streams, requests, encoder=encoder),
-        num_events=events.table.num_rows,
-        num_duplicates=events.num_duplicates,
+        num_events=num_events,
+        num_duplicates=num_duplicates,
     )
 
 
