@@ -78,6 +78,13 @@ def write_json(target: Path, value: Any) -> None:
         temporary.write_text(json_text(value), encoding="utf-8")
 
 
+def write_scratch_json(target: Path, value: Any) -> None:
+    """Like `write_json`, but does not wait for the disk: for what need not outlive a crash of the machine."""
+    temporary = _temporary(target)
+    temporary.write_text(json_text(value), encoding="utf-8")
+    os.replace(temporary, target)
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 

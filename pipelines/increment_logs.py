@@ -13,7 +13,7 @@ import numpy as np
 from features.calendar import local_day_index
 from features.config import Closed
 from features.errors import DataError
-from features.files import read_json, write_json
+from features.files import read_json, write_scratch_json
 from features.manifest import FileEntry, file_entry
 from pipelines.config import PipelinesConfig
 from pipelines.engine import run_job
@@ -125,7 +125,7 @@ class ReadUnit(Step):
             days={_iso(int(days[ref.partition])): _batch(ref) for ref in refs},
             files={path.name: file_entry(path) for path in paths},
         )
-        write_json(_piece_path(folder, unit), piece.model_dump(mode="json"))
+        write_scratch_json(_piece_path(folder, unit), piece.model_dump(mode="json"))
 
 
 def distinct_days(day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ import features
 import pipelines
 from features.config import Closed
 from features.errors import DataError
-from features.files import exclusive_lock, read_json, write_json
+from features.files import exclusive_lock, read_json, write_json, write_scratch_json
 from features.manifest import FileEntry, file_entry
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Store:
     def finish(self, kind: str, key: str, entry: Closed) -> None:
         """Writes the entry's record; until then the folder counts for nothing."""
         record = entry.model_dump(mode="json")
-        write_json(self.folder(kind, key) / ENTRY, {"digest": _record_digest(record), "entry": record})
+        write_scratch_json(self.folder(kind, key) / ENTRY, {"digest": _record_digest(record), "entry": record})
         self._made.add((kind, key))
 
     def load(self, kind: str, key: str, model: type[Model]) -> Model | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from features.arrow_file import write_arrow
 from features.config import FeaturesConfig
-from features.files import write_json
+from features.files import write_scratch_json
 from features.hashing import shard_of
 from features.jagged import list_array
 from features.manifest import REQUESTS_FILE, USERS_FILE, FileEntry, ShardEntry, shard_name
@@ -115,7 +115,7 @@ def write_shard(plan: StreamsPlan, encoder: ShardEncoder, shard: int, *, read: C
     }
     entry = _entry(directory.name, files, tables, streams=tuple(plan.features.streams))
     report = describe_shard(entry, tables, plan.features)
-    write_json(plan.report_path(shard), report.model_dump(mode="json"))
+    write_scratch_json(plan.report_path(shard), report.model_dump(mode="json"))
     _LOG.info("%s: %d events of %d users, %d requests", entry.name, entry.events, entry.users, entry.requests)
 
 

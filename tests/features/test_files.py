@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError
-from features.files import atomic_directory, atomic_file, read_json, write_json
+from features.files import atomic_directory, atomic_file, read_json, write_json, write_scratch_json
 
 _KILLED_WRITER = """
 import sys, time
@@ -136,6 +136,13 @@ def test_equal_objects_give_equal_json_bytes(tmp_path):
     assert (tmp_path / "a").read_text("utf-8").startswith('{\n "a": [\n  1.5')
     assert (tmp_path / "a").read_bytes().endswith(b"}\n")
     assert read_json(tmp_path / "a") == {"b": 1, "a": [1.5, None], "ü": True}
+
+
+def test_scratch_json_has_the_same_bytes_and_leaves_nothing_else(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1.5, None]})
+    write_scratch_json(tmp_path / "b.json", {"b": [1.5, None]})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
 def test_json_refuses_nan(tmp_path):
