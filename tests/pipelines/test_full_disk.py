@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -27,10 +28,14 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_cramped(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs a stage whose files may not grow beyond MAX_FILE_BYTES."""
+    """Runs a stage whose files may not grow beyond MAX_FILE_BYTES.
+
+    Python's cache of modules is such a file too: cut off, it would break every import after this one.
+    """
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
