@@ -95,13 +95,13 @@ def check_history(shard: Shard, index: int, rules: Rules) -> Figures:
     figures = {}
     for stream in rules.spec.streams:
         times = shard.users.list(f"{stream}.timestamp_ms")
-        start, length = shard.requests.column(f"{stream}_start").astype(np.int64), times.lengths[user_row]
+        start, length = shard.requests.column(f"{stream}_start").astype(np.int64), times.lengths.take(user_row)
         _require((start >= 0) & (start <= length), user_of_requests, f"{stream}_start is outside of the stream")
-        first = times.offsets[user_row] + start
+        first = times.offsets.take(user_row) + start
         padded = np.concatenate([times.values, np.zeros(1, np.int64)])  # gathers below may look one past the end
-        older = (start == length) | (padded[first] < request_ms)
+        older = (start == length) | (padded.take(first) < request_ms)
         _require(older, user_of_requests, f"the history in {stream} holds an event that is not older than the request")
-        complete = (start == 0) | (padded[first - 1] >= request_ms)
+        complete = (start == 0) | (padded.take(first - 1) >= request_ms)
         _require(complete, user_of_requests, f"the history in {stream} leaves out an older event")
         figures[f"{stream}_history"] = int((length - start).sum())
         figures[f"{stream}_requests_without_history"] = int((start == length).sum())
@@ -114,7 +114,7 @@ def check_requests(shard: Shard, index: int, rules: Rules) -> Figures:
     lengths, settings = times.lengths, rules.features.requests
     _require(lengths >= 1, users, "a request has no candidate")
     _require(lengths <= settings.max_candidates, users, f"a request has over {settings.max_candidates} candidates")
-    oldest = times.values[times.offsets[1:] - 1]
+    oldest = times.values.take(times.offsets[1:] - 1)
     _require(shard.requests.column("request_ms") == oldest, users, "request_ms is not the oldest candidate's time")
     close = ~_within_rows(times) | (times.values[:-1] - times.values[1:] <= settings.gap_ms)
     _require(close, users, f"candidates are over {settings.gap_ms} ms apart", offsets=times.offsets)
@@ -243,7 +243,7 @@ def _user_of_requests(shard: Shard) -> np.ndarray:
     user_id, user_row = shard.users.column("user_id"), shard.requests.column("user_row")
     if len(user_row) and (user_row.min() < 0 or user_row.max() >= len(user_id)):
         raise DataError(f"{shard.requests.path}: user_row is outside of users.arrow")
-    return user_id[user_row]
+    return user_id.take(user_row)
 
 
 def _within_rows(jagged: Jagged) -> np.ndarray:
