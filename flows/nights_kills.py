@@ -65,23 +65,28 @@ def kill_every_step(simulation: Simulation, date: datetime.date) -> dict[str, st
     """
     for day in window_days(date, SMALL["retrain.window_days"]):
         simulation.world.write_day(simulation.landing, day)
-    stages: tuple[tuple[str, Moment], ...] = tuple((name, "middle") for name in stage_names(simulation.root))
-    plan = (*BEFORE, *stages, *AFTER)
+    steps = plan(simulation.root)
     store, found = ModelStore(simulation.places.models), {}
     reign = len(store.reign())
-    for number, (step, moment) in enumerate(plan, start=1):
+    for number, (step, moment) in enumerate(steps, start=1):
         found[f"{step}, {moment}"] = _kill(simulation, date, step, moment)
         crowned = len(store.reign()) - reign
         if crowned != ((step, moment) == ("promote", "end")):
             raise DataError(f"after kill -9 in {step}, {moment}: {crowned} promotions")
-        logger.info("kill %d of %d, %s, %s: %s", number, len(plan), step, moment, found[f"{step}, {moment}"])
+        logger.info("kill %d of %d, %s, %s: %s", number, len(steps), step, moment, found[f"{step}, {moment}"])
     record = simulation.night(date)
-    problems = ["it has no record"] if record is None else _problems(simulation, record, {step for step, _ in plan})
+    problems = ["it has no record"] if record is None else _problems(simulation, record, {step for step, _ in steps})
     if len(store.reign()) - reign != 1:
         problems.append(f"{len(store.reign()) - reign} promotions")
     if record is None or problems:
         raise DataError(f"the night of {date} after the kills: {'; '.join(problems)}")
     return {**found, "left alone": f"{record.outcome}: {record.reason}; {record.resumed}"}
+
+
+def plan(root: Path) -> tuple[tuple[str, Moment], ...]:
+    """Where to kill, in the order of a night."""
+    stages: tuple[tuple[str, Moment], ...] = tuple((name, "middle") for name in stage_names(root))
+    return (*BEFORE, *stages, *AFTER)
 
 
 def _kill(simulation: Simulation, date: datetime.date, step: str, moment: Moment) -> str:

@@ -26,11 +26,11 @@ from flows.nightly.config import RetrainConfig
 from flows.nightly.dates import CatchUp, catch_up, data_date
 from flows.nightly.lock import BusyError, HeldLock, retrain_lock
 from flows.nightly.logs import arrived_days, list_logs
-from flows.nightly.night import Night, begin, committed_config, logs_folder
+from flows.nightly.night import Night, begin, logs_folder
 from flows.nightly.plan import Decision, decide, look_at_window
 from flows.nightly.record import NightRecord, Records
 from flows.nightly.report import announce, write_page
-from flows.nightly.workspace import NightlyPlaces, prepare_workspace, resolve
+from flows.nightly.workspace import NightlyPlaces, committed, prepare_workspace, resolve
 from flows.run import log_failures_once, send_logs, sigterm_unwinds
 from flows.server import prefect_api
 
@@ -110,7 +110,7 @@ def tonight(places: NightlyPlaces, base: str, now: datetime.datetime | None = No
         base: commit, branch or tag.
         now: when the night starts, with a time zone.
     """
-    config = committed_config(places, resolve(places.root, base))
+    config = committed(places.root, resolve(places.root, base), RetrainConfig)
     arrived = arrived_days(list_logs(logs_folder(places, config), config.day_pattern))
     records = Records(places.folder).all()
     # A date that failed for want of logs is missing again as soon as they are there.

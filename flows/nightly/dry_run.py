@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,9 +14,10 @@ from flows.models import ModelStore
 from flows.nightly.config import RetrainConfig
 from flows.nightly.dates import day_end
 from flows.nightly.logs import has_settled, list_logs
+from flows.nightly.night import logs_folder
 from flows.nightly.plan import decide, look_at_window, stale_stages, window_settings
 from flows.nightly.record import Records
-from flows.nightly.workspace import TAG_PREFIX, NightlyPlaces, git
+from flows.nightly.workspace import TAG_PREFIX, NightlyPlaces, committed, git
 
 
 def describe_night(places: NightlyPlaces, date: datetime.date, commit: str, *, force: bool) -> list[str]:
@@ -33,12 +32,9 @@ def describe_night(places: NightlyPlaces, date: datetime.date, commit: str, *, f
     Raises:
         DataError: the committed settings are not valid, or there is no folder of logs.
     """
-    with tempfile.TemporaryDirectory(prefix="hstu2-dry-") as scratch:
-        params = Path(scratch) / "params.yaml"
-        params.write_text(git(places.root, "show", f"{commit}:params.yaml"))
-        config, data = RetrainConfig.load(params), DataConfig.load(params)
+    config, data = committed(places.root, commit, RetrainConfig), committed(places.root, commit, DataConfig)
     records, store = Records(places.folder), ModelStore(places.models)
-    files = list_logs(places.root / config.logs, config.day_pattern)
+    files = list_logs(logs_folder(places, config), config.day_pattern)
     if not has_settled(files, date, now=time.time(), settle_seconds=config.settle_seconds):
         end = day_end(date, data.timezone) + datetime.timedelta(minutes=config.deadline_minutes)
         return [f"{date} would wait for its logs until {end:%Y-%m-%d %H:%M} UTC, then fail: they are not there"]

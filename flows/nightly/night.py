@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -285,18 +284,6 @@ class Night:
 def logs_folder(places: NightlyPlaces, config: RetrainConfig) -> Path:
     """The landing folder; a relative path is the repository's."""
     return places.root / config.logs
-
-
-def committed_config(places: NightlyPlaces, commit: str) -> RetrainConfig:
-    """Section `retrain` of a commit's params.yaml.
-
-    Raises:
-        DataError: it is not valid.
-    """
-    with tempfile.TemporaryDirectory(prefix="hstu2-params-") as scratch:
-        params = Path(scratch) / "params.yaml"
-        params.write_text(git(places.root, "show", f"{commit}:params.yaml"))
-        return RetrainConfig.load(params)
 
 
 def begin(

@@ -13,10 +13,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from features.config import Section
 from features.errors import DataError
 from features.files import atomic_file
 
+SectionType = TypeVar("SectionType", bound=Section)
 LOGS = "logs"
 RECORDED = ("params.yaml", "dvc.lock", f"{LOGS}.dvc")
 TAG_PREFIX = "retrain"
@@ -89,6 +92,18 @@ def resolve(root: Path, base: str) -> str:
         return git(root, "rev-parse", "--verify", f"{base}^{{commit}}")
     except DataError:
         raise DataError(f"{root}: {base}: no such commit, or no git repository (--base)") from None
+
+
+def committed(root: Path, commit: str, section: type[SectionType]) -> SectionType:
+    """A section of a commit's params.yaml.
+
+    Raises:
+        DataError: it is not valid.
+    """
+    with tempfile.TemporaryDirectory(prefix="hstu2-params-") as scratch:
+        params = Path(scratch) / "params.yaml"
+        params.write_text(git(root, "show", f"{commit}:params.yaml"))
+        return section.load(params)
 
 
 def prepare_workspace(places: NightlyPlaces, commit: str) -> None:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from features.calendar import day_start_ms
+from flows.nights import LATER_DAYS
 from flows.nights_logs import World
 from flows.nights_scenario import FIRST_NIGHT, KINDS, NUM_NIGHTS, SCENARIO, TIMEZONE
 from flows.nights_verdict import EXPECTED, describe, never_worse
@@ -27,6 +28,16 @@ def test_a_days_rows_lie_within_the_local_day_and_are_the_same_every_time(tmp_pa
     assert day_start_ms(date, TIMEZONE) <= times.min()
     assert times.max() < day_start_ms(date + datetime.timedelta(days=1), TIMEZONE)
     assert len(times) == WORLD.events_per_day
+
+
+def test_users_and_items_come_and_go_and_all_have_their_row_in_the_side_tables(tmp_path: Path):
+    WORLD.write_side_tables(tmp_path)
+    last = FIRST_NIGHT + (NUM_NIGHTS + LATER_DAYS) * DAY
+    for column, table in (("user_id", "user_features.csv"), ("video_id", "video_features_basic.csv")):
+        first, then = (set(pl.read_csv(WORLD.write_day(tmp_path, date))[column]) for date in (FIRST_NIGHT, last))
+        assert min(then) > min(first)
+        assert max(first) < max(then)
+        assert first | then <= set(pl.read_csv(tmp_path / table)[column])
 
 
 def test_mistakes_are_in_the_logs_that_ask_for_them(tmp_path: Path):

@@ -19,6 +19,7 @@ from flows.nightly.dates import DAY
 from flows.nightly.dry_run import describe_night
 from flows.nightly.record import Records
 from flows.nightly.workspace import git, resolve
+from flows.nights_kills import plan
 from flows.retrain import nightly, retrain, tonight
 from flows.run import send_logs
 from flows.server import prefect_api
@@ -70,6 +71,7 @@ def test_nights_that_promote_keep_fail_and_come_again(repository: Repository):
     repository.land(FIRST, "0.5")
     assert run(repository, FIRST).startswith("Promoted: 2024-02-28 promoted: first champion")
     first = store.champion()
+    assert set(repository.record(FIRST).seconds) == {step for step, _ in plan(root)}, "every step has its kill"
 
     # Nothing has changed: nothing is run.
     assert run(repository, FIRST).startswith("Unchanged: 2024-02-28 was promoted")
