@@ -23,8 +23,8 @@ from model.study_world import FEATURES, SESSION_EVENTS, WorldSettings, write_wor
 from model.train import build_trainer
 from model.train_config import TrainConfig
 
-# Of six, five in six requests have a history that fills the model.
-_HISTORIES_A_USER = 6
+# Of four, three in four requests have a history that fills the model.
+_HISTORIES_A_USER = 4
 _NUM_USERS = 12
 # So long that kernels are compiled for every kind of length before it ends.
 _WARM_UP = 40
@@ -120,7 +120,7 @@ def world_config(config: ModelConfig) -> ModelConfig:
 
 
 def long_world(shape: BenchShape) -> WorldSettings:
-    """Users of six histories' length each."""
+    """Users of four histories' length each."""
     events = -(-shape.max_length * _HISTORIES_A_USER // SESSION_EVENTS) * SESSION_EVENTS
     return WorldSettings(num_users=_NUM_USERS, num_events=events)
 

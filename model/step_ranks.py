@@ -23,7 +23,7 @@ from model.loss import ranking_loss
 from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
 from model.step_batches import BenchShape, bench_batch, bench_config, bench_spec
-from model.step_clock import KernelTimes, StepClock, host_waits, kernel_times, marked_lookup, wait_for
+from model.step_clock import KernelTimes, StepClock, host_times, host_waits, kernel_times, marked_lookup, wait_for
 from model.stochastic_length import loads
 from model.train_config import SamplingConfig
 
@@ -67,7 +67,7 @@ class RanksFigures:
         load_imbalance: largest load of a rank over the mean, mean of the steps.
         part_ms: of the first rank's step, in steps of their own after those that were counted.
         host_waits: lines that make the host wait for the GPU in a step, and how often.
-        kernels: the first rank's on a GPU, in steps of their own.
+        kernels, host: the first rank's longest on the GPU and functions on its host, in steps of their own.
         log: every step of every rank.
     """
 
@@ -78,6 +78,7 @@ class RanksFigures:
     part_ms: dict[str, float]
     host_waits: dict[str, int]
     kernels: KernelTimes | None
+    host: list[tuple[str, float, float]]
     log: list[RankStep]
 
 
@@ -178,6 +179,7 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
         part_ms=parts.part_ms(),
         host_waits=waits,
         kernels=kernels,
+        host=host_times(lambda: train_step(ranker, optimizer, parted[0], world), device, steps=_PROFILED),
         log=log,
     )
 

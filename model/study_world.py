@@ -57,6 +57,9 @@ DAY_MS = 86_400_000
 START_MS = 1_640_995_200_000
 NUM_DAYS = 32
 EVAL_DAYS = 4
+# Slots longer than a session and its gap, so that sessions of a user never meet.
+_SLOT_MS = 2 * SESSION_EVENTS * STEP_MS
+MAX_SESSIONS = NUM_DAYS * DAY_MS // _SLOT_MS
 ACTIONS = ("is_click", "long_view", "is_like")
 FEATURES = FeaturesConfig(
     actions=ACTIONS,
@@ -75,7 +78,7 @@ FEATURES = FeaturesConfig(
 class WorldSettings:
     """Size and seed of the world; equal settings give the same bytes.
 
-    num_events is per user, a multiple of SESSION_EVENTS, at most 100 sessions a day.
+    num_events is per user, a multiple of SESSION_EVENTS, at most MAX_SESSIONS of them.
     """
 
     num_users: int = 256
@@ -88,11 +91,9 @@ class WorldSettings:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        if self.num_events % SESSION_EVENTS or not 0 < self.num_events <= 100 * NUM_DAYS * SESSION_EVENTS:
-            raise DataError(
-                f"num_events is {self.num_events}: give a multiple of {SESSION_EVENTS} up to "
-                f"{100 * NUM_DAYS * SESSION_EVENTS}"
-            )
+        most = MAX_SESSIONS * SESSION_EVENTS
+        if self.num_events % SESSION_EVENTS or not 0 < self.num_events <= most:
+            raise DataError(f"num_events is {self.num_events}: give a multiple of {SESSION_EVENTS} up to {most}")
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,7 @@ def user_events(user: int, catalogue: Catalogue, settings: WorldSettings) -> dic
     click_E = rng.random(count) < _sigmoid(logit_E - 0.5)
     view_E = click_E & (rng.random(count) < _sigmoid(logit_E))
     like_E = click_E & (rng.random(count) < _sigmoid(match_E - 3.0))
-    # Slots longer than a session and its gap, so that sessions of a user never meet.
-    slots = NUM_DAYS * DAY_MS // (2 * SESSION_EVENTS * STEP_MS)
-    begin_S = np.sort(rng.choice(slots, count // SESSION_EVENTS, replace=False)) * (2 * SESSION_EVENTS * STEP_MS)
+    begin_S = np.sort(rng.choice(MAX_SESSIONS, count // SESSION_EVENTS, replace=False)) * _SLOT_MS
     time_E = (START_MS + begin_S[:, None] + np.arange(SESSION_EVENTS) * STEP_MS).ravel()
     return {
         "user_id": np.full(count, user, np.int64),

@@ -18,7 +18,15 @@ from model.study_config import StudyConfig, changed
 from model.study_fits import Spread, gain_line, power_law, spread
 from model.study_page import write_page
 from model.study_plan import EQUAL_FLOPS, GRID, plan
-from model.study_world import NUM_DAYS, SESSION_EVENTS, WorldSettings, write_world
+from model.study_world import (
+    MAX_SESSIONS,
+    NUM_DAYS,
+    SESSION_EVENTS,
+    WorldSettings,
+    make_catalogue,
+    user_events,
+    write_world,
+)
 from model.train_config import EvaluateConfig, TrainConfig
 
 STUDY = {
@@ -232,4 +240,9 @@ def test_a_world_too_long_for_its_days_is_refused():
     with pytest.raises(DataError, match="num_events is 33"):
         WorldSettings(num_events=33)
     with pytest.raises(DataError, match="multiple of 32"):
-        WorldSettings(num_events=32 * 101 * NUM_DAYS)
+        WorldSettings(num_events=SESSION_EVENTS * (MAX_SESSIONS + 1))
+
+
+def test_a_user_can_have_a_session_in_every_slot():
+    settings = WorldSettings(num_events=SESSION_EVENTS * MAX_SESSIONS, num_items=40)
+    assert np.all(np.diff(user_events(0, make_catalogue(settings), settings)["timestamp_ms"]) > 0)
