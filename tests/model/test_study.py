@@ -20,7 +20,6 @@ from model.study_page import write_page
 from model.study_plan import EQUAL_FLOPS, GRID, plan
 from model.study_world import (
     MAX_SESSIONS,
-    NUM_DAYS,
     SESSION_EVENTS,
     WorldSettings,
     make_catalogue,
