@@ -226,7 +226,7 @@ def _event_columns(layout: LogLayout) -> list[pl.Expr]:
     for action in layout.ranges:
         inside = pl.col(f"_number{action.bit}").is_between(action.minimum, action.maximum)
         bits.append((inside.fill_null(False), action.bit))
-    # Few bits are put together in as few bytes and widened once. They are known to be 0 or 1: a checked cast takes longer.
+    # Few bits are put together in as few bytes and widened once. All are 0 or 1, so no cast needs to be a checked one.
     dtype = pl.UInt8 if not layout.event_types and all(bit < 8 for _, bit in bits) else pl.UInt32
     mask = pl.col("_mask") if layout.event_types else pl.lit(0, dtype)
     for is_set, bit in bits:
