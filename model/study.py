@@ -214,6 +214,7 @@ def write_study(
                 "requests": sum(shard.requests for shard in manifest.shards),
             },
             "torch": torch.__version__,
+            "loss_window": bench.train.log_every_steps,
             "missing": missing,
             "summaries": [asdict(summary) for summary in summaries],
             "scaling": {kind: asdict(scaling) for kind, scaling in scaling_of(summaries).items()},

@@ -111,10 +111,8 @@ def comparison_of(study: dict[str, Any], first: str, second: str, *, source: str
     curves = {label: np.array([cells[label][seed]["losses"] for seed in seeds]) for label in cells}
     if not curves[first].size or curves[first].shape != curves[second].shape:
         raise DataError(f"{source}: its cells have no loss curves, or of different lengths; train them again")
-    steps = cells[first][seeds[0]]["steps"]
-    num_windows = curves[first].shape[1]
-    points = compare(curves[first], curves[second], window=steps // num_windows)
-    end = slice(-max(num_windows // 4, 1), None)
+    points = compare(curves[first], curves[second], window=study["loss_window"])
+    end = slice(-max(len(points) // 4, 1), None)
     last = {label: curve[:, end].mean(axis=1) for label, curve in curves.items()}
     difference_N = last[second] - last[first]
     return CurveComparison(

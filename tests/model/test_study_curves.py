@@ -14,7 +14,7 @@ from model.study_curves import comparison_of, main
 def study_of(curves):
     """A study with two ablations; curves are lists of losses by label and seed."""
     cells = [
-        {"cell": f"{label}{seed}", "seed": seed, "steps": 30, "losses": losses, "device": "cpu", "ne": {"x": 0.9}}
+        {"cell": f"{label}{seed}", "seed": seed, "losses": losses, "device": "cpu", "ne": {"x": 0.9}}
         for label, by_seed in curves.items()
         for seed, losses in by_seed.items()
     ]
@@ -22,7 +22,7 @@ def study_of(curves):
         {"figure": "ablations", "label": label, "cells": [f"{label}{seed}" for seed in by_seed]}
         for label, by_seed in curves.items()
     ]
-    return {"summaries": summaries, "cells": cells, "torch": "x"}
+    return {"summaries": summaries, "cells": cells, "torch": "x", "loss_window": 10}
 
 
 def test_a_mean_is_compared_with_the_other_models_seeds():
