@@ -237,6 +237,9 @@ def _surfaces(profile: Profile, day: DayProfile) -> dict[str, int]:
 
 
 def _length_distributions(before: Profile, now: Profile) -> Iterator[Distribution]:
+    """Of windows that hold equally many days: with a gap, or while a window is still filling, histories are shorter."""
+    if len(before.days) != len(now.days):
+        return
     for stream, counts in now.streams.lengths.items():
         known = before.streams.lengths.get(stream)
         if known and sum(known) and sum(counts):

@@ -139,6 +139,17 @@ def test_a_day_that_is_missing_is_named_once():
     assert "days without events" not in drifted(now, later)
 
 
+def test_histories_are_compared_between_windows_of_equally_many_days():
+    def shorter(num_days: int) -> Profile:
+        tonight = night("2024-02-11", num_days=num_days)
+        lengths = {"consumption": (0, 400, 100)}
+        return tonight.model_copy(update={"streams": tonight.streams.model_copy(update={"lengths": lengths})})
+
+    assert set(drifted(BEFORE, shorter(4))) == {"history length in consumption"}
+    assert drifted(BEFORE, shorter(3)) == {}
+    assert drifted(shorter(3), night("2024-02-12")) == {}
+
+
 def test_surfaces_are_compared_by_their_raw_keys():
     """Another vocabulary gives the same surfaces other rows."""
     swapped = day(surface=(0, 0, 1000, 1400))
