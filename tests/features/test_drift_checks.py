@@ -142,7 +142,7 @@ def test_a_day_that_is_missing_is_named_once():
 def test_histories_are_compared_between_windows_of_equally_many_days():
     def shorter(num_days: int) -> Profile:
         tonight = night("2024-02-11", num_days=num_days)
-        lengths = {"consumption": (0, 400, 100)}
+        lengths = {"consumption": (0, 400, 100, 0)}
         return tonight.model_copy(update={"streams": tonight.streams.model_copy(update={"lengths": lengths})})
 
     assert set(drifted(BEFORE, shorter(4))) == {"history length in consumption"}
