@@ -24,7 +24,7 @@ help:
 	@echo 'make bench           benchmarks, figures into bench/'
 	@echo 'make kill-loop       kills the data stages at 20 random moments and looks at what is left'
 	@echo 'make wheel           the code as a wheel in dist/, for the workers of a cluster'
-	@echo 'make nights          thirty simulated nights with all that can happen, about twenty minutes'
+	@echo 'make nights          thirty simulated nights with all that can happen, about a quarter of an hour'
 	@echo 'make bench-data      the data plane at 1, 10 and 50 million events, bench/data.json; SIZES="1 10" for others'
 	@echo 'make install         only makes $(VENV); add TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small torch'
 
