@@ -1,7 +1,8 @@
-"""What Prefect and DVC cost: `hstu2 run` from scratch beside its stages' bare commands, and runs with nothing to do.
+"""What Prefect and DVC cost: `hstu2 run` from scratch, and runs with nothing to do.
 
-Both work in the same clone of the last commit, with the same settings, turn by turn. The server's start is timed apart:
-it is there when `hstu2 run` begins.
+The overhead is what is left of a run's wall time without its stages' commands, which note when they begin and end: both
+come from one run, so that other work on the machine slows both. Beside it stand the bare commands, one after the other
+in the same clone of the last commit. The server's start is timed apart: it is there when `hstu2 run` begins.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from flows.server import prefect_api
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 LOGS = "data/raw/synthetic"
-MADE = ("data", "models", "metrics", "reports", "dvclive", "runs", "dvc.lock", ".dvc/cache", ".dvc/tmp")
+TIMES = "stage_times"
+MADE = ("data", "models", "metrics", "reports", "dvclive", "runs", "dvc.lock", TIMES, ".dvc/cache", ".dvc/tmp")
 HSTU2 = ("-c", "from flows.cli import main; main()")
 
 
@@ -49,16 +51,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Turn:
-    """The bare commands and the flow, one after the other; `load` is the machine's before them."""
+    """A run, the seconds of its stages' commands, the bare commands if they were run too, the load before them."""
 
-    bare: Cost
     run: Cost
+    stages: float
+    bare: Cost | None
     load: float
 
     @property
     def overhead(self) -> float:
         """Share of the flow's wall time that is not the stages'."""
-        return 1 - self.bare.wall / self.run.wall
+        return 1 - self.stages / self.run.wall
 
 
 def python(workspace: Path, *arguments: str) -> Cost:
@@ -88,18 +91,35 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def commands(root: Path) -> list[str]:
+    """The stages' commands, in order."""
+    return [stage["cmd"] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()]
+
+
+def take_times(workspace: Path) -> None:
+    """Makes each stage's command note when it begins and when it has ended."""
+    text, note = (workspace / "dvc.yaml").read_text(), f"date +%s.%N >> {TIMES}"
+    for command in commands(workspace):
+        text = text.replace(f"cmd: {command}\n", f"cmd: {note} && {command} && {note}\n")
+    (workspace / "dvc.yaml").write_text(text)
+
+
 def bare(workspace: Path) -> Cost:
     """The stages' commands as processes, in order."""
     clean(workspace)
-    stages = yaml.safe_load((workspace / "dvc.yaml").read_text())["stages"]
-    costs = [python(workspace, *shlex.split(stage["cmd"])[1:]) for stage in stages.values()]
+    costs = [python(workspace, *shlex.split(command)[1:]) for command in commands(ROOT)]
     return Cost(round(sum(cost.wall for cost in costs), 2), round(sum(cost.cpu for cost in costs), 2))
 
 
-def from_scratch(workspace: Path) -> Cost:
-    """`hstu2 run` with nothing there but the logs."""
+def turn(workspace: Path, *, with_bare: bool) -> Turn:
+    """`hstu2 run` with nothing there but the logs, and before it the bare commands if they are wanted."""
+    load = os.getloadavg()[0]
+    beside = bare(workspace) if with_bare else None
     clean(workspace)
-    return python(workspace, *HSTU2, "run")
+    run = python(workspace, *HSTU2, "run")
+    times = [float(line) for line in (workspace / TIMES).read_text().split()]
+    stages = sum(end - begin for begin, end in zip(times[::2], times[1::2], strict=True))
+    return Turn(run, round(stages, 2), beside, load)
 
 
 def clean(workspace: Path) -> None:
@@ -113,13 +133,14 @@ def clean(workspace: Path) -> None:
     aside.rename(logs)
 
 
-def measure_run(folder: Path, num_events: int, num_turns: int) -> dict[str, object]:
-    """Turns of bare commands and `hstu2 run`, then `hstu2 run` with nothing to do."""
+def measure_run(folder: Path, num_events: int, num_turns: int, *, with_bare: bool) -> dict[str, object]:
+    """Turns of `hstu2 run` from scratch, then `hstu2 run` with nothing to do."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     workspace = folder / "demo"
     git(ROOT, "clone", "--quiet", "--no-hardlinks", str(ROOT), str(workspace))
     python(workspace, *HSTU2, "data", "synthesize", LOGS, "--num-events", str(num_events), "--seed", "7")
+    take_times(workspace)
     turns = []
     start = time.monotonic()
     with (
@@ -128,13 +149,13 @@ def measure_run(folder: Path, num_events: int, num_turns: int) -> dict[str, obje
     ):
         server = time.monotonic() - start
         for number in range(1, num_turns + 1):
-            turns.append(Turn(load=os.getloadavg()[0], bare=bare(workspace), run=from_scratch(workspace)))
+            turns.append(turn(workspace, with_bare=with_bare))
             logger.info("turn %d of %d: %s, overhead %.1f %%", number, num_turns, turns[-1], 100 * turns[-1].overhead)
         unchanged = python(workspace, *HSTU2, "run")
     return {
         "events": num_events,
-        "turns": [asdict(turn) | {"overhead": round(turn.overhead, 4)} for turn in turns],
-        "overhead": round(statistics.median(turn.overhead for turn in turns), 4),
+        "turns": [asdict(one) | {"overhead": round(one.overhead, 4)} for one in turns],
+        "overhead": round(statistics.median(one.overhead for one in turns), 4),
         "server_start_seconds": round(server, 2),
         "unchanged_run": asdict(unchanged),
     }
@@ -153,13 +174,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.bench_overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--num-events", type=int, default=200_000, help="of the demo's logs")
     parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--no-bare", dest="bare", action="store_false", help="leave the bare commands out")
     parser.add_argument("--json", type=Path, default=Path("bench/overhead.json"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logger.setLevel(logging.INFO)
     try:
         with tempfile.TemporaryDirectory(prefix="hstu2-overhead-") as scratch:
-            result = measure_run(Path(scratch), args.num_events, args.turns)
+            result = measure_run(Path(scratch), args.num_events, args.turns, with_bare=args.bare)
             result["unchanged_night"] = asdict(measure_night(Path(scratch)))
     except DataError as error:
         sys.exit(f"error: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.bench_overhead import LOGS, Cost, Turn, clean
+from flows.bench_overhead import LOGS, Cost, Turn, clean, commands, take_times
 
 from .conftest import ROOT
 
@@ -27,4 +27,10 @@ def test_a_turn_begins_with_nothing_but_the_logs(tmp_path: Path):
 
 
 def test_the_overhead_is_a_share_of_the_flows_time():
-    assert Turn(bare=Cost(90.0, 80.0), run=Cost(100.0, 85.0), load=0.0).overhead == 1 - 0.9
+    assert Turn(run=Cost(100.0, 85.0), stages=90.0, bare=None, load=0.0).overhead == 1 - 0.9
+
+
+def test_every_stages_command_is_timed(tmp_path: Path):
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    take_times(tmp_path)
+    assert [command.split(" && ")[1] for command in commands(tmp_path)] == commands(ROOT)
