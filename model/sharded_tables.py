@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -39,7 +38,6 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Allocates this rank's rows, not yet initialised; arguments as EmbeddingTables."""
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
         self._world = world
-        self._sum_rows = DeviceBags(dim, device) if device.type == "cuda" else _sum_rows
         self._before_backward: Callable[[], None] | None = None
 
     def call_before_backward(self, function: Callable[[], None]) -> None:
@@ -64,9 +62,8 @@ class ShardedEmbeddingTables(EmbeddingTables):
         )
         mine_ND, values_VD = sums.split([num_bags, wanted_V.numel()])
         values_UD = _Exchange.apply(values_VD, world, wanted, needed)
-        # Where nothing was fetched, backward() still has to meet the others.
-        fetched = self._sum_rows(values_UD, inverse_M, offsets_N1 - mine_N1) if inverse_M.numel() else values_UD.sum()
-        values_ND = mine_ND + fetched
+        others_N1 = offsets_N1 - mine_N1
+        values_ND = mine_ND + embedding_bag(inverse_M, values_UD, others_N1, mode="sum", include_last_offset=True)
         if values_ND.requires_grad:
             values_ND.register_hook(self._begin_backward)
         return values_ND
@@ -80,36 +77,6 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Rows in the order of their owners, then by the row within it; narrow ones are sorted faster."""
         places_M = rows_M % self._world.size * self.rows_per_shard + rows_M // self._world.size
         return places_M.int() if self._world.size * self.rows_per_shard <= _MAX_INT32 else places_M
-
-
-def _sum_rows(values_UD: Tensor, inverse_M: Tensor, offsets_N1: Tensor) -> Tensor:
-    """(N, D) sums of bags: bag n sums values[inverse[offsets[n] : offsets[n + 1]]]."""
-    return embedding_bag(inverse_M, values_UD, offsets_N1, mode="sum", include_last_offset=True)
-
-
-class DeviceBags:
-    """What `embedding_bag` does, by fbgemm's kernels, on a GPU.
-
-    PyTorch's backward adds the gradients of a row that is in half of all bags, like that of an action, one after the
-    other; fbgemm shares them out.
-    """
-
-    def __init__(self, dim: int, device: torch.device) -> None:
-        self._lookup = DenseTableBatchedEmbeddingBagsCodegen([(1, dim)], use_cpu=device.type == "cpu")
-        # Its own weights make way for the values of each call, which have a gradient and another number of rows.
-        del self._lookup.weights
-        self._bounds = torch.arange(2, device=device)
-
-    def __call__(self, values_UD: Tensor, inverse_M: Tensor, offsets_N1: Tensor) -> Tensor:
-        """(N, D) sums of bags: bag n sums values[inverse[offsets[n] : offsets[n + 1]]]; U and M are not 0."""
-        lookup, num_rows = self._lookup, values_UD.shape[0]
-        lookup.weights = values_UD.flatten()
-        lookup.hash_size_cumsum = self._bounds * num_rows
-        lookup.total_hash_size_bits = num_rows.bit_length()
-        try:
-            return lookup(inverse_M, offsets_N1)
-        finally:
-            lookup.weights = None
 
 
 class _Exchange(torch.autograd.Function):
