@@ -204,7 +204,7 @@ def kill_in(workspace: Workspace, stage: str) -> None:
         while process.poll() is None and not any(path.is_dir() for path in parent.glob(".tmp-*")):
             time.sleep(0.002)
     else:
-        time.sleep(0.5)
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
