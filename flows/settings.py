@@ -17,9 +17,9 @@ from features.errors import DataError
 from features.files import atomic_file
 from flows.nightly.config import RetrainConfig
 from model.config import ModelConfig
-from model.score_config import ExportConfig, ScoreConfig
-from model.study_config import StudyConfig
-from model.train_config import EvaluateConfig, TrainConfig
+from model.serving.score_config import ExportConfig, ScoreConfig
+from model.study.config import StudyConfig
+from model.training.train_config import EvaluateConfig, TrainConfig
 from pipelines.config import PipelinesConfig
 from pipelines.validate_config import ValidateConfig
 

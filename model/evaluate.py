@@ -16,16 +16,16 @@ from features.errors import DataError
 from features.files import write_json
 from features.spec import FeatureSpec
 from model.calibration import calibration_bins
-from model.checkpoint import check_compatible, load_checkpoint
 from model.config import ModelConfig
-from model.distributed import World, joined_world
 from model.evaluation import Evaluation, Scores, measure, score_candidates
 from model.floor import floor_logits, read_impressions
 from model.ranker import Ranker
 from model.reader import Reader
-from model.sampler import EVALUATION, TRAIN
 from model.stage import device_of, max_lengths, quiet_unless_first, run_stage, write_csv
-from model.train_config import EvaluateConfig
+from model.training.checkpoint import check_compatible, load_checkpoint
+from model.training.distributed import World, joined_world
+from model.training.sampler import EVALUATION, TRAIN
+from model.training.train_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.distributed import World
 from model.loss import task_labels
 from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
-from model.train_config import Group
+from model.training.distributed import World
+from model.training.train_config import Group
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_BATCHES = 50

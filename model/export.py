@@ -22,7 +22,9 @@ from features.files import atomic_directory, read_json, write_json
 from features.schema import check_schema, side_table_schema
 from features.side import encode_side_table
 from features.vocabulary import VocabularySet
-from model.bundle import (
+from model.config import ModelConfig
+from model.parity import served_bundle, standard_variants
+from model.serving.bundle import (
     CARD,
     ITEMS,
     METRICS,
@@ -36,19 +38,17 @@ from model.bundle import (
     open_bundle,
     publish,
 )
-from model.checkpoint import Checkpoint, check_compatible, load_checkpoint
-from model.config import ModelConfig
-from model.export_tables import named_segments, segment_rows
-from model.model_card import model_card
-from model.parity import served_bundle, standard_variants
-from model.parity_measure import measure_all
-from model.parity_table import ParityTable, cost_lines, quality_lines
-from model.score_config import ExportConfig, ScoreConfig
-from model.score_encode import catalogue_table
-from model.score_window import evaluation_window
-from model.scorer_model import check_cacheable
+from model.serving.export_tables import named_segments, segment_rows
+from model.serving.model_card import model_card
+from model.serving.parity_measure import measure_all
+from model.serving.parity_table import ParityTable, cost_lines, quality_lines
+from model.serving.score_config import ExportConfig, ScoreConfig
+from model.serving.score_encode import catalogue_table
+from model.serving.score_window import evaluation_window
+from model.serving.scorer_model import check_cacheable
 from model.stage import run_stage
-from model.train_config import EvaluateConfig
+from model.training.checkpoint import Checkpoint, check_compatible, load_checkpoint
+from model.training.train_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
 # The sections that say what a bundle is; how it was evaluated, or is served, is not in it.

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from features.dataset import Shard, StreamsDataset
 from model.gather import pick, ragged_arange
-from model.sampler import index_requests
+from model.training.sampler import index_requests
 
 _MAX_FIT_ROWS = 1_000_000
 

@@ -19,7 +19,7 @@ from model.baselines.attention import FEED_FORWARD_RATIO
 from model.config import ModelConfig, StreamConfig
 from model.embeddings import tokens_per_event
 from model.reader import Reader
-from model.stochastic_length import keep_probability, sampling_length
+from model.training.stochastic_length import keep_probability, sampling_length
 from model.transducer import full_causal
 
 _SAMPLED_REQUESTS = 2000

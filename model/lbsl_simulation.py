@@ -25,12 +25,18 @@ import numpy as np
 from features.dataset import open_dataset
 from features.errors import DataError
 from features.files import atomic_file, write_json
-from model.lbsl import lbsl_lengths, weighted_order
 from model.progress import Progress
-from model.sampler import TRAIN, history_lengths, index_requests
 from model.stage import run_stage
-from model.stochastic_length import expected_loads, keep_probability, loads, sampling_length, stochastic_lengths
-from model.svg import Series, line_chart
+from model.study.svg import Series, line_chart
+from model.training.lbsl import lbsl_lengths, weighted_order
+from model.training.sampler import TRAIN, history_lengths, index_requests
+from model.training.stochastic_length import (
+    expected_loads,
+    keep_probability,
+    loads,
+    sampling_length,
+    stochastic_lengths,
+)
 
 logger = logging.getLogger(__name__)
 METHODS = ("none", "sl", "lbsl", "lbsl_fill")

@@ -19,21 +19,21 @@ import torch
 from features.dataset import open_dataset
 from features.files import write_json
 from model.batch import Batch
-from model.bundle import Bundle, open_bundle
-from model.checkpoint import Checkpoint, check_compatible, load_checkpoint
 from model.config import ModelConfig
-from model.export_tables import segment_rows
-from model.parity_measure import Served, measure_all, one_at_a_time
-from model.parity_table import cost_lines, quality_lines
-from model.precision import Compute
-from model.quantize import TableFormat
 from model.ranker import Ranker
-from model.score_config import ExportConfig, ScoreConfig
-from model.score_window import Window, evaluation_window
 from model.scorer import Scorer
-from model.scorer_model import ServedModel
+from model.serving.bundle import Bundle, open_bundle
+from model.serving.export_tables import segment_rows
+from model.serving.parity_measure import Served, measure_all, one_at_a_time
+from model.serving.parity_table import cost_lines, quality_lines
+from model.serving.precision import Compute
+from model.serving.quantize import TableFormat
+from model.serving.score_config import ExportConfig, ScoreConfig
+from model.serving.score_window import Window, evaluation_window
+from model.serving.scorer_model import ServedModel
 from model.stage import run_stage
-from model.train_config import EvaluateConfig
+from model.training.checkpoint import Checkpoint, check_compatible, load_checkpoint
+from model.training.train_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
 _GROUP_SIZE = 32

@@ -27,14 +27,14 @@ from features.files import atomic_file
 from features.spec import CategoricalField, FeatureSpec
 from features.vocabulary import FIRST_KEY, UNKNOWN, VocabularySet
 from model.batch import Batch
-from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.evaluation import Scores, score_candidates
 from model.ranker import Ranker
 from model.reader import Reader
-from model.sampler import EVALUATION
 from model.stage import device_of, max_lengths, run_stage
-from model.train_config import EvaluateConfig
+from model.training.checkpoint import load_checkpoint
+from model.training.sampler import EVALUATION
+from model.training.train_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
 HISTORY_CAP = 4096

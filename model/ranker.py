@@ -10,12 +10,12 @@ from features.spec import FeatureSpec
 from model.baselines.attention import ResidualStack
 from model.batch import Batch
 from model.config import ModelConfig
-from model.distributed import World
 from model.embeddings import TokenEmbeddings, table_fields
 from model.heads import MultiTaskHeads, Predictions
-from model.sharded_tables import ShardedEmbeddingTables
 from model.stu import STUStack
 from model.tables import EmbeddingTables
+from model.training.distributed import World
+from model.training.sharded_tables import ShardedEmbeddingTables
 from model.transducer import MixtureOfTransducers
 
 TABLE_STD = 0.02

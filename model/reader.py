@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from features.dataset import StreamsDataset
 from model.batch import Batch
-from model.distributed import World
 from model.gather import ShardColumns, gather_batch, open_columns
 from model.read_ahead import read_ahead
-from model.sampler import EpochSampler, RequestIndex, history_lengths, index_requests
+from model.training.distributed import World
+from model.training.sampler import EpochSampler, RequestIndex, history_lengths, index_requests
 
 _BATCHES_AHEAD = 3
 
@@ -62,7 +62,7 @@ class BatchSource(Dataset):
 
 
 class LengthRule(Protocol):
-    """Decides step by step how much of each history is read; model.lbsl.LoadBalancer is one."""
+    """Decides step by step how much of each history is read; model.training.lbsl.LoadBalancer is one."""
 
     state: Any
 

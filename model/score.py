@@ -16,12 +16,12 @@ from features.dataset import StreamsDataset, open_dataset
 from features.errors import DataError
 from features.files import atomic_directory, write_json
 from features.manifest import file_entry
-from model.bundle import open_bundle
-from model.score_config import ScoreConfig
-from model.score_job import MANIFEST, REFUSED, PartialJob, ShardAccount, identity_of, score_shard, write_refused
-from model.score_requests import RequestTable, read_requests
-from model.score_source import SourceShard, evaluation_shard, file_shard
 from model.scorer import Scorer
+from model.serving.bundle import open_bundle
+from model.serving.score_config import ScoreConfig
+from model.serving.score_job import MANIFEST, REFUSED, PartialJob, ShardAccount, identity_of, score_shard, write_refused
+from model.serving.score_requests import RequestTable, read_requests
+from model.serving.score_source import SourceShard, evaluation_shard, file_shard
 from model.stage import run_stage
 
 logger = logging.getLogger(__name__)

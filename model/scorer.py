@@ -20,12 +20,12 @@ from torch import Tensor
 
 from features.errors import DataError
 from model.batch import Batch
-from model.bundle import TABLES, WEIGHTS, Bundle, open_bundle
 from model.heads import Predictions
-from model.score_config import ScoreConfig
-from model.score_encode import CandidateEncoder, RawCandidates
-from model.scorer_batch import UserHistory, batch_of
-from model.scorer_model import ServedModel
+from model.serving.bundle import TABLES, WEIGHTS, Bundle, open_bundle
+from model.serving.score_config import ScoreConfig
+from model.serving.score_encode import CandidateEncoder, RawCandidates
+from model.serving.scorer_batch import UserHistory, batch_of
+from model.serving.scorer_model import ServedModel
 
 DEFAULTS = ScoreConfig(
     device="cpu",

@@ -31,7 +31,7 @@ class EmbeddingTables(nn.Module):
         sizes: rows of each table.
         first_row: where each table begins in the physical one.
         num_shards, shard: this object holds the rows r of each table with r % num_shards == shard; all, unless
-            model.sharded_tables asks for less.
+            model.training.sharded_tables asks for less.
         rows_per_shard: physical rows held here.
     """
 

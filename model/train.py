@@ -18,22 +18,28 @@ from features.config import FeaturesConfig
 from features.dataset import StreamsDataset, open_dataset
 from features.errors import DataError
 from features.files import read_json, write_json
-from model.checkpoint import checkpoint_digest, load_checkpoint, load_header, shared_directory, write_checkpoint
-from model.checkpoint_store import CheckpointStore
 from model.config import ModelConfig
-from model.distributed import World, joined_world
-from model.early_stop import EarlyStop, hold_out
 from model.flops import reader_flops
-from model.lbsl import LoadBalancer
-from model.loss_history import NonFiniteLossError
 from model.ranker import Ranker
 from model.reader import Reader
-from model.sampler import TRAIN, RequestIndex, index_requests
 from model.stage import device_of, max_lengths, quiet_unless_first, run_stage, write_csv
-from model.tracking import Tracker, open_trackers
-from model.train_config import TrainConfig
-from model.trainer import Companions, RunIdentity, Trainer
-from model.warm_start import check_vocabulary, check_warm_start
+from model.training.checkpoint import (
+    checkpoint_digest,
+    load_checkpoint,
+    load_header,
+    shared_directory,
+    write_checkpoint,
+)
+from model.training.checkpoint_store import CheckpointStore
+from model.training.distributed import World, joined_world
+from model.training.early_stop import EarlyStop, hold_out
+from model.training.lbsl import LoadBalancer
+from model.training.loss_history import NonFiniteLossError
+from model.training.sampler import TRAIN, RequestIndex, index_requests
+from model.training.tracking import Tracker, open_trackers
+from model.training.train_config import TrainConfig
+from model.training.trainer import Companions, RunIdentity, Trainer
+from model.training.warm_start import check_vocabulary, check_warm_start
 
 logger = logging.getLogger(__name__)
 

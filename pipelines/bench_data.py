@@ -130,7 +130,7 @@ def measure_reader(bench: Bench) -> dict[str, Any]:
     """Tokens a second of the reader, in a process of its own: pipelines know no torch."""
     run = _all_stages(bench.run("long", bench.log(_LONG), _LONG.num_events))
     out = run.folder / "reader.json"
-    command = [sys.executable, "-m", "model.bench_reader", "--streams", str(run.folder / "streams"), "--out", str(out)]
+    command = [sys.executable, "-m", "model.bench.reader", "--streams", str(run.folder / "streams"), "--out", str(out)]
     run_measured(command, cwd=bench.code)
     return dict(read_json(out))
 

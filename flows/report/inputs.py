@@ -16,8 +16,8 @@ from features.errors import DataError
 from features.files import read_json
 from features.manifest import Manifest, read_manifest
 from model.config import ModelConfig
-from model.parity_table import ParityTable
-from model.train_config import EvaluateConfig
+from model.serving.parity_table import ParityTable
+from model.training.train_config import EvaluateConfig
 
 T = TypeVar("T")
 Number = int | float

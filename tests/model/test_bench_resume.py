@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from model import bench_resume
+from model.bench import resume as bench_resume
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 
-from model.bench_step import held_between_passes, main, plain_layer
+from model.bench.step import held_between_passes, main, plain_layer
+from model.bench.step_batches import TINY, bench_batch, bench_config, bench_spec
 from model.ranker import Ranker
-from model.step_batches import TINY, bench_batch, bench_config, bench_spec
 from model.stu import STULayer
 
 PARTS = {

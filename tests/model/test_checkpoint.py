@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from features.errors import DataError
-from model.checkpoint import Checkpoint, check_compatible, load_checkpoint, load_header, save_checkpoint
 from model.config import ModelConfig
 from model.train import build_trainer
-from model.train_config import TrainConfig
+from model.training.checkpoint import Checkpoint, check_compatible, load_checkpoint, load_header, save_checkpoint
+from model.training.train_config import TrainConfig
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import torch
 from features.dataset import open_dataset
 from features.errors import DataError
 from model.config import ModelConfig
-from model.early_stop import hold_out, stops
 from model.loss import LossCounts
 from model.read_ahead import read_ahead
-from model.sampler import index_requests, request_times
-from model.step_window import StepCounts, StepWindow
-from model.tracking import open_trackers
 from model.train import TrainPaths, build_trainer, train
-from model.train_config import TrainConfig
+from model.training.early_stop import hold_out, stops
+from model.training.sampler import index_requests, request_times
+from model.training.step_window import StepCounts, StepWindow
+from model.training.tracking import open_trackers
+from model.training.train_config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from features.dataset import open_dataset
 from features.errors import DataError
-from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.evaluate import EvaluatePaths, evaluate
 from model.evaluation import Scores, measure, score_candidates
@@ -17,6 +16,7 @@ from model.floor import floor_logits, read_impressions
 from model.ranker import Ranker
 from model.reader import Reader
 from model.train import TrainPaths, train
+from model.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -15,9 +15,9 @@ from features.dataset import open_dataset
 from features.errors import DataError
 from features.manifest import write_manifest
 from features.vocabulary import FIRST_KEY, UNKNOWN, Vocabulary, VocabularySet, key_type
-from model.checkpoint import load_checkpoint, save_checkpoint
 from model.predict import PredictPaths, parse_models, predict, translate
 from model.train import TrainPaths, train
+from model.training.checkpoint import load_checkpoint, save_checkpoint
 
 SIZES = {"user": 30, "item": 40, "surface": 4, "author": 12, "degree": 5}
 TABLES = {

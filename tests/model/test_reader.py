@@ -13,11 +13,11 @@ from torch import Tensor
 
 from features.errors import DataError
 from model.batch import Batch, Candidates, UIHStream
-from model.distributed import World
 from model.gather import ragged_arange
-from model.lbsl import LoadBalancer
 from model.reader import BatchSource, Reader
-from model.train_config import SamplingConfig
+from model.training.distributed import World
+from model.training.lbsl import LoadBalancer
+from model.training.train_config import SamplingConfig
 
 TRAIN, EVALUATION = 0, 1
 

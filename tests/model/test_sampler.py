@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from model.sampler import EpochSampler, epoch_order, history_lengths, index_requests
+from model.training.sampler import EpochSampler, epoch_order, history_lengths, index_requests
 
 counts = st.integers(0, 60)
 

@@ -11,14 +11,13 @@ from features.dataset import open_dataset
 from features.errors import DataError
 from model.config import ModelConfig
 from model.reader import Reader
-from model.sampler import EVALUATION, TRAIN
-from model.study import StudyPaths, Summary, run_study, scaling_of, train_missing
-from model.study_cells import Bench, CellStore
-from model.study_config import StudyConfig, changed
-from model.study_fits import Spread, gain_line, power_law, spread
-from model.study_page import write_page
-from model.study_plan import EQUAL_FLOPS, GRID, plan
-from model.study_world import (
+from model.study.cells import Bench, CellStore
+from model.study.config import StudyConfig, changed
+from model.study.fits import Spread, gain_line, power_law, spread
+from model.study.page import write_page
+from model.study.plan import EQUAL_FLOPS, GRID, plan
+from model.study.run import StudyPaths, Summary, run_study, scaling_of, train_missing
+from model.study.world import (
     MAX_SESSIONS,
     SESSION_EVENTS,
     WorldSettings,
@@ -26,7 +25,8 @@ from model.study_world import (
     user_events,
     write_world,
 )
-from model.train_config import EvaluateConfig, TrainConfig
+from model.training.sampler import EVALUATION, TRAIN
+from model.training.train_config import EvaluateConfig, TrainConfig
 
 STUDY = {
     "seeds": [1, 2],

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from features.errors import DataError
-from model.study import StudyPaths, run_study
-from model.study_cells import window_means
-from model.study_curves import comparison_of, main
+from model.study.cells import window_means
+from model.study.curves import comparison_of, main
+from model.study.run import StudyPaths, run_study
 
 
 def study_of(curves):

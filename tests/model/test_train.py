@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import model.trainer
+import model.training.trainer
 from features.errors import DataError
 from model.config import ModelConfig
 from model.evaluation import score_candidates
@@ -18,8 +18,8 @@ from model.progress import Progress
 from model.reader import Reader
 from model.stage import device_of, max_lengths
 from model.train import TrainPaths, base_rates, build_trainer, main, train
-from model.train_config import TrainConfig
-from model.trainer import Trainer, schedule_factor
+from model.training.train_config import TrainConfig
+from model.training.trainer import Trainer, schedule_factor
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_dataset_without_training_requests_is_refused(paths, make_content, write
 
 
 def test_loss_that_is_not_finite_names_its_step_and_requests(paths, monkeypatch):
-    honest, seen = model.trainer.ranking_loss, []
+    honest, seen = model.training.trainer.ranking_loss, []
 
     def loss_of(predictions, candidates, config, spec, *, counts):
         seen.append(candidates)
@@ -144,7 +144,7 @@ def test_loss_that_is_not_finite_names_its_step_and_requests(paths, monkeypatch)
         return loss if len(seen) != 4 else replace(loss, total=loss.total * torch.nan)
 
     batches, train_on = [], Trainer._train_on
-    monkeypatch.setattr(model.trainer, "ranking_loss", loss_of)
+    monkeypatch.setattr(model.training.trainer, "ranking_loss", loss_of)
     monkeypatch.setattr(Trainer, "_train_on", lambda self, batch: (batches.append(batch), train_on(self, batch)))
     with pytest.raises(DataError) as error:
         train(paths)

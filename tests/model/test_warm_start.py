@@ -7,10 +7,10 @@ import torch
 from features.errors import DataError
 from features.files import write_json
 from features.spec import CategoricalField
-from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.train import TrainPaths, build_trainer, run_hash, train, warm_start
-from model.train_config import TrainConfig
+from model.training.checkpoint import load_checkpoint
+from model.training.train_config import TrainConfig
 
 GROWN = 50
 

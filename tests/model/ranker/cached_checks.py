@@ -10,12 +10,12 @@ import sys
 
 import torch
 
-from model.bench_inference import TINY, Setting, random_batch
-from model.cached_layer import Compute
+from model.bench.inference import TINY, Setting, random_batch
 from model.embeddings import table_fields
-from model.export_tables import segment_rows
-from model.quantize import RowFormat, TableFormat
-from model.scorer_model import ServedModel
+from model.serving.cached_layer import Compute
+from model.serving.export_tables import segment_rows
+from model.serving.quantize import RowFormat, TableFormat
+from model.serving.scorer_model import ServedModel
 
 _FORMAT = TableFormat(rows=RowFormat(precision="int4"), small_rows=1000)
 _BOUNDS: dict[Compute, float] = {"fp32": 1e-5, "bf16": 0.03, "fp8": 0.1}

@@ -13,8 +13,8 @@ from model.baselines.attention import causal_mask
 from model.baselines.jagged import length_groups, rows_of, write_back
 from model.config import Kind
 from model.loss import ranking_loss
-from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
+from model.training.optim import Optimizer, OptimizerSettings
 
 KINDS = get_args(Kind)
 SETTINGS = OptimizerSettings(dense_learning_rate=0.01, table_learning_rate=0.05, weight_decay=0.0)

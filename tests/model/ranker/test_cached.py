@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from kernels import lengths_to_offsets
 from model.batch import Batch
-from model.cached_layer import KernelProducts, ModuleProducts
 from model.embeddings import table_fields
-from model.export_tables import segment_rows
-from model.quantize import RowFormat, TableFormat
 from model.ranker import Ranker
-from model.scorer_model import ServedModel
+from model.serving.cached_layer import KernelProducts, ModuleProducts
+from model.serving.export_tables import segment_rows
+from model.serving.quantize import RowFormat, TableFormat
+from model.serving.scorer_model import ServedModel
 
 CPU = torch.device("cpu")
 FP32 = TableFormat(rows=RowFormat(precision="fp32"), small_rows=10)

@@ -13,7 +13,7 @@ from kernels.reference import dense_mask
 from model.config import Kind, ModelConfig
 from model.flops import mean_flops, request_flops
 from model.ranker import Ranker
-from model.stochastic_length import sampling_length, stochastic_lengths
+from model.training.stochastic_length import sampling_length, stochastic_lengths
 
 KINDS = get_args(Kind)
 HEADS = {"tasks": ["click", "like"], "hidden_dim": 8, "watch_ratio_weight": 0.5}

@@ -5,8 +5,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.loss import ranking_loss
-from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
+from model.training.optim import Optimizer, OptimizerSettings
 
 NUM_SHORT, LONGEST = 300, 24
 

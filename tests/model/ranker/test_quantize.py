@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.spec import CategoricalField
-from model.quantize import RowFormat, TableFormat, quantize_rows
-from model.quantize_tables import QuantizedTables
+from model.serving.quantize import RowFormat, TableFormat, quantize_rows
+from model.serving.quantize_tables import QuantizedTables
 
 CPU = torch.device("cpu")
 FORMATS = [

@@ -5,8 +5,8 @@ import torch
 
 from features.errors import DataError
 from model.loss import ranking_loss
-from model.optim import Optimizer, OptimizerSettings
 from model.ranker import Ranker
+from model.training.optim import Optimizer, OptimizerSettings
 
 SETTINGS = OptimizerSettings(dense_learning_rate=0.01, table_learning_rate=0.05, weight_decay=0.0)
 

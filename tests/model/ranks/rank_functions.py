@@ -11,17 +11,17 @@ import torch.distributed as dist
 
 from features.dataset import open_dataset
 from features.spec import CategoricalField
-from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig
-from model.distributed import joined_world
 from model.evaluation import score_candidates
-from model.optim import Optimizer, OptimizerSettings
 from model.reader import Reader
-from model.sharded_tables import ShardedEmbeddingTables
 from model.stage import max_lengths
 from model.tables import EmbeddingTables
 from model.train import build_trainer
-from model.train_config import TrainConfig
+from model.training.checkpoint import load_checkpoint, save_checkpoint
+from model.training.distributed import joined_world
+from model.training.optim import Optimizer, OptimizerSettings
+from model.training.sharded_tables import ShardedEmbeddingTables
+from model.training.train_config import TrainConfig
 
 CPU = torch.device("cpu")
 FIELDS = (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.training.checkpoint import load_checkpoint
 from tests.model.ranks.rank_functions import (
     collectives,
     gradients_of,

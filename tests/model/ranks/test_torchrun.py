@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import load_checkpoint
 from model.evaluate import EvaluatePaths, evaluate
 from model.train import TrainPaths, train
+from model.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = {"num_epochs": 30, "tracking": []}

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.lbsl import LoadBalancer, lbsl_lengths, weighted_order
-from model.stochastic_length import expected_loads, loads, sampling_length
-from model.train_config import SamplingConfig
+from model.training.lbsl import LoadBalancer, lbsl_lengths, weighted_order
+from model.training.stochastic_length import expected_loads, loads, sampling_length
+from model.training.train_config import SamplingConfig
 
 MAX_LENGTH, ALPHA, GAMMA = 4096, 1.7, 1.5
 CUT = sampling_length(MAX_LENGTH, ALPHA)

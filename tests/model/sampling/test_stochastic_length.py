@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.stochastic_length import (
+from model.training.stochastic_length import (
     expected_loads,
     keep_probability,
     loads,

@@ -11,8 +11,8 @@ import pytest
 from features.dataset import open_dataset
 from features.errors import DataError
 from features.files import read_json, write_json
-from model.bundle import CARD, MANIFEST, METRICS, TABLES, open_bundle, publish
 from model.scorer import Scorer
+from model.serving.bundle import CARD, MANIFEST, METRICS, TABLES, open_bundle, publish
 
 
 @pytest.fixture

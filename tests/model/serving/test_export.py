@@ -12,11 +12,11 @@ from features.dataset import open_dataset
 from features.errors import DataError
 from features.files import read_json
 from features.manifest import read_manifest, write_manifest
-from model.bundle import CARD, METRICS, TABLES, open_bundle
-from model.checkpoint import load_checkpoint
 from model.export import export
 from model.parity import ParityPaths, run
 from model.scorer import Scorer
+from model.serving.bundle import CARD, METRICS, TABLES, open_bundle
+from model.training.checkpoint import load_checkpoint
 
 
 def with_params(workspace, target, **sections):

@@ -14,11 +14,11 @@ from features.dataset import open_dataset
 from features.errors import DataError
 from features.manifest import read_manifest, write_manifest
 from model import score as score_stage
-from model.bundle import open_bundle
 from model.score import ScorePaths, score
-from model.score_requests import read_requests
-from model.score_source import evaluation_shard, plan_batches
 from model.scorer import Scorer
+from model.serving.bundle import open_bundle
+from model.serving.score_requests import read_requests
+from model.serving.score_source import evaluation_shard, plan_batches
 
 TASKS = ["is_click", "is_like", "long_view"]
 

@@ -12,17 +12,17 @@ import torch
 from features.dataset import open_dataset
 from features.errors import DataError
 from features.spec import CategoricalField
-from model.bundle import open_bundle
-from model.checkpoint import load_checkpoint
 from model.evaluation import score_candidates
 from model.ranker import Ranker
 from model.reader import Reader
-from model.score_config import ScoreConfig
-from model.score_encode import CandidateEncoder, RawCandidates
 from model.scorer import Scorer, ScoreRequest
-from model.scorer_batch import UserStreams
-from model.scorer_example import run
+from model.serving.bundle import open_bundle
+from model.serving.score_config import ScoreConfig
+from model.serving.score_encode import CandidateEncoder, RawCandidates
+from model.serving.scorer_batch import UserStreams
+from model.serving.scorer_example import run
 from model.stage import max_lengths
+from model.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="session")

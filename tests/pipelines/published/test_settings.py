@@ -10,7 +10,7 @@ import pytest
 from features.config import DataConfig, FeaturesConfig
 from features.errors import DataError
 from model.config import ModelConfig
-from model.train_config import EvaluateConfig
+from model.training.train_config import EvaluateConfig
 from pipelines.sources.plan import plan_logs
 from tests.pipelines.published.built import EXAMPLES, Build, Example
 

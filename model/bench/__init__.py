@@ -1,0 +1,1 @@
+"""Benchmarks of steps, readers and inference."""

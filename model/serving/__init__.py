@@ -1,0 +1,1 @@
+"""What serves a trained model: bundles, quantised tables, cached scores."""

@@ -1,0 +1,1 @@
+"""The scaling study: grids of models, their figures and pages."""

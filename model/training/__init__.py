@@ -1,0 +1,1 @@
+"""What trains a ranker: the loop, samplers, ranks, checkpoints."""

@@ -1,0 +1,166 @@
+"""One optimizer over the two kinds of parameters: AdamW for dense ones, fbgemm's fused row-wise Adagrad for tables.
+
+The tables update inside backward(): their learning rate is the one set before it, clipping does not reach them, and
+`step` is for the dense parameters alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.ranker import Ranker, load_tensors
+from model.training.distributed import World
+from model.training.sharded_tables import ShardedEmbeddingTables
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1.0e-8
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Learning rates of dense parameters and tables; decoupled weight decay of dense matrices."""
+
+    dense_learning_rate: float
+    table_learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A sum over ranks that has begun.
+
+    Attributes:
+        flat: all gradients, which of them are there, and figures.
+        present: of each parameter, whether this rank has its gradient.
+        finish: ends it.
+    """
+
+    flat: Tensor
+    present: list[bool]
+    finish: Callable[[], None]
+
+
+def _present(parameters: Sequence[Tensor]) -> list[bool]:
+    return [parameter.grad is not None for parameter in parameters]
+
+
+class Optimizer:
+    """A training step is: set_schedule, zero_grad, forward, sum_early, backward, sum_over_ranks, clip, step."""
+
+    def __init__(self, ranker: Ranker, settings: OptimizerSettings) -> None:
+        self._ranker = ranker
+        self._settings = settings
+        self._sum: _Sum | None = None
+        parameters = ranker.dense_parameters().values()
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=settings.dense_learning_rate,
+            betas=_BETAS,
+            eps=_EPSILON,
+            fused=True,
+        )
+        self.set_schedule(1.0)
+
+    def set_schedule(self, factor: float) -> None:
+        """Multiplies both configured learning rates, from the next backward() on."""
+        for group in self._adamw.param_groups:
+            group["lr"] = self._settings.dense_learning_rate * factor
+        self._ranker.embeddings.tables.set_learning_rate(self._settings.table_learning_rate * factor)
+
+    def zero_grad(self) -> None:
+        """Forgets the dense gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def sum_early(self, world: World, figures_X: Tensor) -> None:
+        """Before backward(): has sum_over_ranks begin when the dense gradients are there, beside the tables' part."""
+        tables = self._ranker.embeddings.tables
+        if isinstance(tables, ShardedEmbeddingTables):
+            tables.call_before_backward(lambda: self._start_sum(world, figures_X))
+
+    @torch.no_grad()
+    def sum_over_ranks(self, world: World, figures_X: Tensor) -> Tensor:
+        """Replaces the dense gradients by their sum over ranks, in one transfer that takes `figures_X` along.
+
+        Returns:
+            the sum of figures_X over ranks.
+        """
+        if world.size == 1:
+            return figures_X
+        if self._sum is None:
+            self._start_sum(world, figures_X)
+        begun, self._sum = self._sum, None
+        parameters = list(self._ranker.dense_parameters().values())
+        if begun is None or begun.present != _present(parameters):
+            raise RuntimeError("a dense gradient came after the sum over ranks had begun")
+        begun.finish()
+        *gradients, present_P, summed_X = begun.flat.split(
+            [p.numel() for p in parameters] + [len(parameters), len(figures_X)]
+        )
+        anywhere = begun.present if all(begun.present) else (present_P > 0).tolist()
+        for parameter, gradient, kept in zip(parameters, gradients, anywhere, strict=True):
+            parameter.grad = gradient.view_as(parameter) if kept else None
+        return summed_X
+
+    @torch.no_grad()
+    def _start_sum(self, world: World, figures_X: Tensor) -> None:
+        parameters = list(self._ranker.dense_parameters().values())
+        # A rank without requests may lack a gradient that others have; what nobody has stays without one.
+        present = _present(parameters)
+        present_P = figures_X.new_ones(len(parameters)) if all(present) else figures_X.new_tensor(present)
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        flat = torch.cat([*parts, present_P, figures_X])
+        self._sum = _Sum(flat, present, world.start_sum(flat))
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scales the dense gradients to a total norm of at most `max_norm`; returns the norm before."""
+        return torch.nn.utils.clip_grad_norm_(self._ranker.dense_parameters().values(), max_norm)
+
+    def step(self) -> None:
+        """Updates the dense parameters; backward() has updated the tables."""
+        self._adamw.step()
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """AdamW's state, flat: `<kind>/<parameter>`; shares memory. Empty before the first step."""
+        return {
+            f"{kind}/{name}": self._adamw.state[parameter][kind]
+            for name, parameter in self._ranker.dense_parameters().items()
+            if parameter in self._adamw.state
+            for kind in _ADAM_STATE
+        }
+
+    def table_state(self) -> dict[str, Tensor]:
+        """(rows held by this rank,) sums of squared gradients of each table; shares memory."""
+        return self._ranker.embeddings.tables.accumulators()
+
+    def load_state(self, dense: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
+        """Copies what dense_state and table_state gave.
+
+        Raises:
+            DataError: an entry is missing or unknown, or a shape differs.
+        """
+        self.load_dense_state(dense)
+        load_tensors(self.table_state(), tables, what="optimizer state")
+
+    def load_dense_state(self, dense: dict[str, Tensor]) -> None:
+        """Copies what dense_state gave.
+
+        Raises:
+            DataError: an entry is missing or unknown, or a shape differs.
+        """
+        parameters = self._ranker.dense_parameters()
+        for name in {key.partition("/")[2] for key in dense} & parameters.keys():
+            parameter = parameters[name]
+            self._adamw.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        load_tensors(self.dense_state(), dense, what="optimizer state")
