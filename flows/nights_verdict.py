@@ -131,10 +131,14 @@ def nothing_lost(simulation: Simulation, records: Any) -> list[str]:
 
 
 def vocabulary_growth(simulation: Simulation, records: Iterable[NightRecord]) -> tuple[list[int], list[str]]:
-    """Rows of each night's vocabulary, users and items; and nights that did not only append to their champion's."""
+    """Rows of each night's vocabulary, users and items; and nights that did not only append to their champion's.
+
+    Of the nights whose model is still there: one that was never promoted goes after some days.
+    """
     store, rows, problems = ModelStore(simulation.places.models), [], []
+    there = {stored.model for stored in store.all()}
     for record in records:
-        if record.model is None or record.tag is None:
+        if record.model not in there or record.tag is None:
             continue
         mine = VocabularySet.load(store.path(record.model) / "vocab")
         rows.append(mine.field("user").size + mine.field("item").size)

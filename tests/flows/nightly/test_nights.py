@@ -11,8 +11,8 @@ import pytest
 from features.calendar import day_start_ms
 from flows.nights import LATER_DAYS
 from flows.nights_logs import World
-from flows.nights_scenario import FIRST_NIGHT, KINDS, NUM_NIGHTS, SCENARIO, TIMEZONE
-from flows.nights_verdict import EXPECTED, describe, never_worse
+from flows.nights_scenario import FIRST_NIGHT, KINDS, NUM_NIGHTS, SCENARIO, TIMEZONE, Simulation
+from flows.nights_verdict import EXPECTED, describe, never_worse, vocabulary_growth
 
 from .test_plan import DATE, DAY, record
 from .test_trends import REPORT
@@ -65,3 +65,8 @@ def test_a_promotion_that_made_the_metric_worse_is_seen():
     assert never_worse([good, record(DATE, "kept", gate=worse)]) == []
     assert never_worse([good, bad]) == [f"{DATE}: promoted with mean NE 0.91 against 0.9"]
     assert describe(good)["champion_mean_ne"] == 0.9
+
+
+def test_a_night_whose_model_was_removed_since_has_no_vocabulary_to_look_at(tmp_path: Path):
+    night = record(DATE, "kept").model_copy(update={"model": "0" * 16, "tag": f"retrain/{DATE}"})
+    assert vocabulary_growth(Simulation(tmp_path, WORLD), [night]) == ([], [])
