@@ -11,7 +11,8 @@ SIZES ?= 1 10 50
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SYNTHETIC := data/raw/synthetic
-BENCHMARKS := $(filter-out pipelines.bench_data,$(subst /,.,$(basename $(sort $(wildcard */bench.py */bench_*.py)))))
+BENCHMARKS := kernels.bench model.bench.step model.bench.inference model.bench.resume model.bench.reader model.bench.history \
+    pipelines.bench_sources pipelines.bench_increments flows.bench_overhead
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench bench-data kill-loop wheel nights
