@@ -50,7 +50,7 @@ def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], li
         if record is None:
             problems.append(f"{date} has no record")
             continue
-        nights[str(date)] = {**played, **describe(record)}
+        nights[str(date)] = {**played, **describe(record, simulation.root)}
         if record.outcome not in EXPECTED[played["kind"]]:
             problems.append(f"{date} ({played['kind']}) ended {record.outcome}: {record.reason}")
     problems += never_worse(list(records.values())) + nothing_lost(simulation, records.values())
@@ -82,13 +82,17 @@ def verdict(simulation: Simulation, num_nights: int) -> tuple[dict[str, Any], li
     return {"summary": summary, "nights": nights}, problems
 
 
-def describe(record: NightRecord) -> dict[str, Any]:
-    """What bench/nights.json tells of a night."""
+def describe(record: NightRecord, root: Path) -> dict[str, Any]:
+    """What bench/nights.json tells of a night, with paths from the repository's root."""
+
+    def first_line(text: str) -> str:
+        return text.splitlines()[0].replace(f"{root}/", "")
+
     gate = record.gate
     return {
         "outcome": record.outcome,
-        "reason": record.reason.splitlines()[0],
-        "earlier": [text.splitlines()[0] for text in record.earlier],
+        "reason": first_line(record.reason),
+        "earlier": [first_line(text) for text in record.earlier],
         "resumed": record.resumed,
         "left_out": [] if record.data is None else [str(day) for day in record.data.left_out],
         "absent": [] if record.data is None else [str(day) for day in record.data.absent],

@@ -22,9 +22,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kernels import AttentionMask, GatedNorm, STUSettings, STUWeights, stu_layer
+from kernels import AttentionMask, AttentionPlan, GatedNorm, STUSettings, STUWeights, hstu_attention, stu_layer
 from model.config import ModelConfig, StreamConfig
 from model.sequence import TokenSequence
 
@@ -60,6 +60,23 @@ class STULayer(nn.Module):
             seed=int(torch.randint(1 << 31, ())) if drops and self.impl == "triton" else 0,
         )
         return sequence.with_values(values_TD)
+
+    def attend(self, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, plan: AttentionPlan) -> Tensor:
+        """(T, H V) attention alone, for whoever computes the rest of the layer in pieces."""
+        attention_THV = hstu_attention(
+            q_TE.unflatten(1, (self.num_heads, self.qk_dim)),
+            k_TE.unflatten(1, (self.num_heads, self.qk_dim)),
+            v_TE.unflatten(1, (self.num_heads, self.v_dim)),
+            offsets_B1=plan.offsets_B1,
+            num_contextual=plan.num_contextual,
+            num_candidates_B=plan.num_candidates_B,
+            mask=self.mask,
+            alpha=self.alpha,
+            scale=self.scale,
+            impl=self.impl,
+            plan=plan,
+        )
+        return attention_THV.flatten(1)
 
     def _settings(self, *, dropout: float) -> STUSettings:
         return STUSettings(

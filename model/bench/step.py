@@ -26,7 +26,6 @@ from torch.nn.functional import layer_norm, linear, silu
 
 from features.errors import DataError
 from features.files import write_json
-from kernels import hstu_attention
 from model.batch import Batch
 from model.bench.step_batches import TINY, BenchShape, bench_batch, bench_config, bench_spec
 from model.bench.step_clock import wait_for
@@ -77,22 +76,8 @@ def plain_layer(layer: STULayer, sequence: TokenSequence) -> TokenSequence:
     x_TD = layer_norm(z_TD, norm.normalized_shape, rounded(norm.weight), rounded(norm.bias), norm.eps)
     projected = silu(linear(x_TD, rounded(layer.uvqk.weight), rounded(layer.uvqk.bias)))
     u_TE, v_TE, q_TE, k_TE = projected.split(layer.sizes, dim=1)
-    attention_THV = hstu_attention(
-        q_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
-        k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
-        v_TE.unflatten(1, (layer.num_heads, layer.v_dim)),
-        offsets_B1=plan.offsets_B1,
-        num_contextual=plan.num_contextual,
-        num_candidates_B=plan.num_candidates_B,
-        mask=layer.mask,
-        alpha=layer.alpha,
-        scale=layer.scale,
-        impl=layer.impl,
-        plan=plan,
-    )
-    normed_TE = layer_norm(
-        attention_THV.flatten(1), gate.normalized_shape, rounded(gate.weight), rounded(gate.bias), gate.eps
-    )
+    attention_TE = layer.attend(q_TE, k_TE, v_TE, plan=plan)
+    normed_TE = layer_norm(attention_TE, gate.normalized_shape, rounded(gate.weight), rounded(gate.bias), gate.eps)
     return sequence.with_values(z_TD + linear(normed_TE * u_TE, rounded(layer.output.weight)))
 
 

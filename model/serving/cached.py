@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kernels import AttentionPlan, hstu_attention, hstu_attention_cached
+from kernels import AttentionPlan, hstu_attention_cached
 from model.embeddings import EmbeddedTokens, JaggedTokens
 from model.sequence import TokenSequence
 from model.serving.cached_layer import Products, products_of
@@ -148,7 +148,7 @@ class CachedMixture:
             u_TE, v_TE, q_TF, k_TF = products.project(sequence.values_TD)
             # copies: a view would keep u and q alive as long as the cache
             yield _cache(layer, k_TF.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
-            attention_TE = _attend(layer, q_TF, k_TF, v_TE, plan=plan)
+            attention_TE = layer.attend(q_TF, k_TF, v_TE, plan=plan)
             sequence = sequence.with_values(products.output(attention_TE, u_TE, sequence.values_TD))
             if number in keep_after_layer:
                 sequence = sequence.truncated(keep_after_layer[number])
@@ -177,24 +177,6 @@ def _plan(sequence: TokenSequence) -> AttentionPlan:
     return AttentionPlan(
         sequence.offsets_B1, sequence.num_candidates_B, sequence.num_contextual, sequence.values_TD.shape[0]
     )
-
-
-def _attend(layer: STULayer, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor, *, plan: AttentionPlan) -> Tensor:
-    """History among itself."""
-    attention_THV = hstu_attention(
-        q_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
-        k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
-        v_TE.unflatten(1, (layer.num_heads, layer.v_dim)),
-        offsets_B1=plan.offsets_B1,
-        num_contextual=plan.num_contextual,
-        num_candidates_B=plan.num_candidates_B,
-        mask=layer.mask,
-        alpha=layer.alpha,
-        scale=layer.scale,
-        impl=layer.impl,
-        plan=plan,
-    )
-    return attention_THV.flatten(1)
 
 
 def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence, lengths: list[int]) -> LayerCache:

@@ -64,7 +64,13 @@ def test_a_promotion_that_made_the_metric_worse_is_seen():
     good, bad = record(DATE, "promoted", gate=REPORT), record(DATE, "promoted", gate=worse)
     assert never_worse([good, record(DATE, "kept", gate=worse)]) == []
     assert never_worse([good, bad]) == [f"{DATE}: promoted with mean NE 0.91 against 0.9"]
-    assert describe(good)["champion_mean_ne"] == 0.9
+    assert describe(good, Path())["champion_mean_ne"] == 0.9
+
+
+def test_what_is_told_of_a_night_names_no_path_of_the_machine(tmp_path: Path):
+    night = record(DATE, "failed", reason=f"wait: {tmp_path}/landing: no logs\nmore", earlier=(f"{tmp_path}/x: bad",))
+    told = describe(night, tmp_path)
+    assert (told["reason"], told["earlier"]) == ("wait: landing: no logs", ["x: bad"])
 
 
 def test_a_night_whose_model_was_removed_since_has_no_vocabulary_to_look_at(tmp_path: Path):
