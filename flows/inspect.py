@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.actions import decode_actions
 from features.config import FeaturesConfig
 from features.dataset import Shard, StreamsDataset, open_dataset, open_shard
 from features.errors import DataError
@@ -261,7 +262,7 @@ def item_text(row: int, items: Vocabulary | None) -> str:
 
 def action_names(mask: int, actions: Sequence[str]) -> str:
     """Names of a mask's set bits."""
-    return " ".join(name for bit, name in enumerate(actions) if int(mask) >> bit & 1) or "-"
+    return " ".join(decode_actions(int(mask), actions)) or "-"
 
 
 def time_text(timestamp_ms: int) -> str:

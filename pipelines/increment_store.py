@@ -154,11 +154,6 @@ class Store:
             self._stamps[path] = (list(stamp), found)
         return found
 
-    def forget_other_files(self, paths: Iterable[str]) -> None:
-        """Keeps the digests of these raw files only."""
-        wanted = set(paths)
-        self._stamps = {path: known for path, known in self._stamps.items() if path in wanted}
-
     def _read_stamps(self) -> dict[str, tuple[list[int], str]]:
         try:
             document = read_json(self.root / STAMPS)
