@@ -132,14 +132,13 @@ def kernel_times(run: Callable[[], object], device: torch.device, *, steps: int)
 def host_times(run: Callable[[], object], device: torch.device, *, steps: int) -> list[tuple[str, float, float]]:
     """The functions in which the host spends the most itself: name, calls a step and ms a step, profiler included.
 
-    The backward pass runs in this thread meanwhile, for the profiler sees no other.
+    The profiler sees this thread alone: `run` has its backward pass here too.
     """
     profiler = cProfile.Profile()
-    with torch.autograd.set_multithreading_enabled(False):
-        profiler.enable()
-        for _ in range(steps):
-            run()
-        profiler.disable()
+    profiler.enable()
+    for _ in range(steps):
+        run()
+    profiler.disable()
     wait_for(device)
     rows = [
         (f"{'/'.join(Path(file).parts[-2:])}:{line} {name}", calls / steps, 1000 * own / steps)

@@ -23,7 +23,7 @@ from model.loss import ranking_loss
 from model.ranker import Ranker
 from model.training.distributed import World
 from model.training.lbsl import LoadBalancer
-from model.training.optim import Optimizer, OptimizerSettings
+from model.training.optim import Optimizer, OptimizerSettings, backward
 from model.training.stochastic_length import loads
 from model.training.train_config import SamplingConfig
 
@@ -105,7 +105,7 @@ def train_step(
     loss = ranking_loss(ranker(batch), batch.candidates, ranker.config, ranker.spec)
     optimizer.sum_early(world, loss.total.detach()[None])
     mark("layers forward")
-    loss.total.backward()
+    backward(loss.total)
     mark("tables backward")
     summed = optimizer.sum_over_ranks(world, loss.total.detach()[None])
     mark("sum of gradients")

@@ -27,7 +27,7 @@ from model.training.distributed import World
 from model.training.early_stop import EarlyStop
 from model.training.lbsl import LoadBalancer
 from model.training.loss_history import LossHistory
-from model.training.optim import Optimizer, OptimizerSettings
+from model.training.optim import Optimizer, OptimizerSettings, backward
 from model.training.step_window import StepWindow, count_step
 from model.training.tracking import Tracker
 from model.training.train_config import TrainConfig
@@ -173,7 +173,7 @@ class Trainer:
         )
         figures_X = torch.cat([loss.total.detach()[None], loss.task_K, loss.positives_K])
         self._optimizer.sum_early(world, figures_X)
-        loss.total.backward()
+        backward(loss.total)
         figures_X = self._optimizer.sum_over_ranks(world, figures_X)
         self._optimizer.clip(self._config.max_gradient_norm)
         self._optimizer.step()

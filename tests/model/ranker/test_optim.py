@@ -1,10 +1,12 @@
+import threading
+
 import pytest
 import torch
 
 from features.errors import DataError
 from model.loss import ranking_loss
 from model.ranker import Ranker
-from model.training.optim import Optimizer, OptimizerSettings
+from model.training.optim import Optimizer, OptimizerSettings, backward
 
 SETTINGS = OptimizerSettings(dense_learning_rate=0.01, table_learning_rate=0.05, weight_decay=0.1)
 
@@ -50,6 +52,18 @@ def test_five_and_five_steps_are_ten(make_pair, make_batch):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+
+
+def test_backward_stays_in_its_thread():
+    threads = []
+    x = torch.ones((), requires_grad=True)
+    doubled = 2 * x
+    # On a CPU it does anyway; what tells is what autograd was told.
+    doubled.register_hook(lambda _: threads.append((threading.get_ident(), torch._C._is_multithreading_enabled())))
+    backward(doubled)
+    assert x.grad == 2
+    assert threads == [(threading.get_ident(), False)]
+    assert torch._C._is_multithreading_enabled()
 
 
 def test_state_before_the_first_step_loads(make_pair):
