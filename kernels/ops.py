@@ -151,7 +151,9 @@ def _stu_layer_backward(gradient: Tensor, z: Tensor, weights: list[Tensor], *res
     leaves = [x.detach().requires_grad_(True) for x in (z, *weights)]
     with torch.enable_grad():
         out = _run_layer(leaves[0], leaves[1:], rest)
-    return list(torch.autograd.grad(out, leaves, gradient))
+    dz, *others = torch.autograd.grad(out, leaves, gradient)
+    # Those of a norm's weight and bias lie in one tensor, which an operator must not return twice.
+    return [dz, *(x.clone() for x in others)]
 
 
 def _run_layer(z: Tensor, weights: list[Tensor], rest: tuple[Any, ...]) -> Tensor:

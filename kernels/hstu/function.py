@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from kernels.hstu.backward import hstu_attention_dkdv_kernel, hstu_attention_dq_
 from kernels.hstu.forward import hstu_attention_fwd_kernel, sum_parts_kernel
 from kernels.hstu.plan import WorkItems, key_items, query_items
 from kernels.hstu.tiles import Backend, Tiles, TileSet, choose_tiles
+from kernels.launch import block_descriptor, next_power_of_2
 from kernels.mask import AttentionMask
 from kernels.plan import AttentionPlan
 
@@ -142,12 +144,12 @@ def _launch(
     fixed: dict[str, Any],
 ) -> None:
     q, _, v = tensors[:3]
-    fixed = fixed | constants(
+    shared = constants(
         num_heads=q.shape[1], qk_dim=q.shape[2], v_dim=v.shape[2], mask=problem.mask, dtype=q.dtype, backend=backend()
     )
     # The launcher takes the current device, which need not be the tensors'.
     with torch.cuda.device_of(q):
-        kernel[(work.items_I.shape[0] * fixed["H"],)](
+        kernel[(work.items_I.shape[0] * q.shape[1],)](
             *arguments,
             work.items_I,
             work.counts,
@@ -155,6 +157,7 @@ def _launch(
             *_windows(problem),
             problem.alpha / 2,
             *scales,
+            **shared,
             **fixed,
             TMA=isinstance(arguments[0], TensorDescriptor),
             BLOCK_M=tiles.block_m,
@@ -181,7 +184,7 @@ def _fits_descriptor(values: Tensor) -> bool:
 
 def _descriptor(values: Tensor, rows: int) -> TensorDescriptor:
     total, num_heads, dim = values.shape
-    return TensorDescriptor(values, [total, num_heads * dim], [values.stride(0), 1], [rows, dim])
+    return block_descriptor(values, (total, num_heads * dim), (values.stride(0), 1), (rows, dim))
 
 
 def _parts(work: WorkItems, tiles: Tiles, like: Tensor, *, dim: int) -> Tensor:
@@ -200,6 +203,7 @@ def _add_parts(parts: Tensor, out: Tensor, work: WorkItems, tiles: Tiles, scale:
         )  # fmt: skip
 
 
+@cache
 def constants(
     *, num_heads: int, qk_dim: int, v_dim: int, mask: AttentionMask, dtype: torch.dtype, backend: Backend
 ) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def padded_dim(dim: int, *, beside: int) -> int:
 
     Triton 3.6 compiles values of 32 columns beside keys of 64 or more to wrong code for Hopper.
     """
-    return max(32, triton.next_power_of_2(dim), min(64, triton.next_power_of_2(beside)))
+    return max(32, next_power_of_2(dim), min(64, next_power_of_2(beside)))
 
 
 def interpreted() -> bool:

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.hstu.plan_kernels import ITEM_FIELDS, SUM_FIELDS, key_items_kernel, query_items_kernel
 from kernels.hstu.tiles import UNSPLIT
+from kernels.launch import cdiv
 from kernels.mask import AttentionMask
 from kernels.plan import AttentionPlan
 
@@ -94,7 +94,7 @@ def candidate_items(
         block=block,
         chunk=chunk,
         slot_elements=slot_elements,
-        max_split=min(16, max(triton.cdiv(totals[1], block), 1)),
+        max_split=min(16, max(cdiv(totals[1], block), 1)),
         totals=totals,
         cached=True,
     )
@@ -114,7 +114,7 @@ def _query_items(
 ) -> WorkItems:
     num_requests = offsets_B1.numel() - 1
     num_keys, num_queries = totals
-    max_tiles = triton.cdiv(whole_rows, block) + max_split
+    max_tiles = cdiv(whole_rows, block) + max_split
     max_parts = max_tiles * (num_keys // chunk + num_requests)
     num_slots = 0 if chunk == UNSPLIT else min(max_parts, _MAX_SLOT_ELEMENTS // slot_elements)
     max_items = num_queries // block + 2 * num_requests + max_parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -57,6 +58,7 @@ _HIP_128 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 2, 2048), Tiles(3
 _HIP_256 = TileSet(Tiles(64, 32, 4, 1, 2048), Tiles(32, 32, 4, 1, 2048), Tiles(32, 32, 4, 1))
 
 
+@cache
 def choose_tiles(*, dim: int, dtype: torch.dtype, local_window: int, backend: Backend) -> TileSet:
     """The settings for a case; `dim` is the larger of the padded query-key and value dims."""
     if dtype == torch.float32 or backend == "interpreter":

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.carriers import Matrix, Projections, QuantisedRows
 from kernels.hstu.function import backend
+from kernels.launch import block_descriptor, cdiv, num_multiprocessors
 from kernels.layer.gemm_kernels import gemm_kernel
 
 
@@ -117,18 +116,18 @@ def launch(x: Matrix, weight: Matrix, out: Tensor, epilogue: Epilogue, *, tiles:
     tiles = tiles or choose_gemm_tiles(
         dtype=a.dtype, where=where, wide=epilogue.residual is not None or epilogue.pre is not None
     )
-    matrices = (a, b, *(out if y is None else y for y in (epilogue.residual, out, epilogue.pre)))
+    matrices = (a, b, epilogue.residual, out, epilogue.pre)
+    tma = where == "cuda" and a.dtype != torch.float32 and all(y is None or _fits_descriptor(y) for y in matrices)
     blocks = ((tiles.block_m, tiles.block_k), (tiles.block_n, tiles.block_k), *[(tiles.block_m, tiles.block_n)] * 3)
-    tma = where == "cuda" and a.dtype != torch.float32 and all(_fits_descriptor(y) for y in matrices)
-    num_tiles = triton.cdiv(num_rows, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
-    programs = min(num_tiles, _multiprocessors(a) * tiles.programs_per_sm)
-    scales = (x.scale_T, weight.scale_T) if isinstance(x, QuantisedRows) else (out, out)  # type: ignore[union-attr]
+    num_tiles = cdiv(num_rows, tiles.block_m) * cdiv(num_columns, tiles.block_n)
+    programs = min(num_tiles, num_multiprocessors(a.device) * tiles.programs_per_sm)
+    scaled = isinstance(x, QuantisedRows)
     with torch.cuda.device_of(a):
         gemm_kernel[(programs,)](
             *(_source(y, block, tma=tma) for y, block in zip(matrices, blocks, strict=True)),
-            *scales, out if epilogue.bias is None else epilogue.bias,
-            num_rows, num_columns, depth, *(y.stride(0) for y in matrices),
-            SCALED=isinstance(x, QuantisedRows), BIAS=epilogue.bias is not None,
+            *((x.scale_T, weight.scale_T) if scaled else (None, None)), epilogue.bias,  # type: ignore[union-attr]
+            num_rows, num_columns, depth, *(0 if y is None else y.stride(0) for y in matrices),
+            SCALED=scaled, BIAS=epilogue.bias is not None,
             RESIDUAL=epilogue.residual is not None, SILU=epilogue.silu, PRE=epilogue.pre is not None,
             FAST_TANH=where == "cuda" and out.dtype != torch.float32, PRECISION="ieee", TMA=tma, PROGRAMS=programs,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, GROUP_M=_GROUP_M,
@@ -143,10 +142,10 @@ def _split(matrix: Matrix, rows: int) -> tuple[Matrix, Matrix]:
     return matrix[:rows], matrix[rows:]
 
 
-def _source(matrix: Tensor, block: tuple[int, int], *, tma: bool) -> Any:
-    if not tma:
+def _source(matrix: Tensor | None, block: tuple[int, int], *, tma: bool) -> Any:
+    if matrix is None or not tma:
         return matrix
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), list(block))
+    return block_descriptor(matrix, matrix.shape, matrix.stride(), block)
 
 
 def _fits_descriptor(matrix: Tensor) -> bool:
@@ -166,9 +165,3 @@ def _check(x: Matrix, weight: Matrix) -> None:
 
 def _values(matrix: Matrix) -> Tensor:
     return matrix.values_TD if isinstance(matrix, QuantisedRows) else matrix
-
-
-def _multiprocessors(tensor: Tensor) -> int:
-    if tensor.device.type != "cuda":
-        return 4
-    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)

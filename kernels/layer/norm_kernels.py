@@ -79,10 +79,10 @@ def kept_by_dropout(row, seed, drop_below, ROWS: tl.constexpr, G: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def layer_norm_fwd_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, scales_ptr, num_rows, stride_x, stride_o, epsilon,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANTISE: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, quantised_ptr, scales_ptr, num_rows, stride_x, epsilon,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, FULL: tl.constexpr, QUANTISE: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm of ROWS rows."""
+    """LayerNorm of ROWS rows: in full, quantised, or both."""
     row = tl.program_id(0) * ROWS
     columns = column_offsets(1, DIM, BLOCK)
     inside = inside_rows(row, num_rows, ROWS, DIM, BLOCK)
@@ -91,20 +91,20 @@ def layer_norm_fwd_kernel(
     bias = tl.load(bias_ptr + columns, mask=columns < DIM, other=0.0).to(tl.float32)
     normal, _ = normalise(x, inside, epsilon, DIM)
     y = normal * weight + bias
-    offsets = row_offsets(row, stride_o, ROWS, 1, DIM, BLOCK)
-    if QUANTISE:
-        store_quantised(out_ptr, scales_ptr, tl.where(inside, y, 0.0), offsets, inside, row, num_rows, ROWS)
-    else:
+    offsets = row_offsets(row, DIM, ROWS, 1, DIM, BLOCK)
+    if FULL:
         tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
+    if QUANTISE:
+        store_quantised(quantised_ptr, scales_ptr, tl.where(inside, y, 0.0), offsets, inside, row, num_rows, ROWS)
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def layer_norm_bwd_kernel(
-    dy_ptr, x_ptr, weight_ptr, residual_ptr, dx_ptr, dweight_ptr, dbias_ptr,
+    dy_ptr, x_ptr, weight_ptr, residual_ptr, dx_ptr, shares_ptr,
     num_rows, stride_dy, stride_x, stride_r, stride_dx, epsilon, rows_per_program,
     DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """dx (+ a residual's gradient) of this program's rows, and its share of dweight and dbias."""
+    """dx (+ a residual's gradient) of this program's rows, and its shares of dweight and dbias, side by side."""
     first = tl.program_id(0) * rows_per_program
     last = tl.minimum(first + rows_per_program, num_rows)
     columns = column_offsets(1, DIM, BLOCK)
@@ -124,9 +124,9 @@ def layer_norm_bwd_kernel(
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         dweight += tl.sum(dy * normal, axis=0, keep_dims=True)
         dbias += tl.sum(dy, axis=0, keep_dims=True)
-    share = tl.program_id(0) * DIM + columns
-    tl.store(dweight_ptr + share, dweight, mask=columns < DIM)
-    tl.store(dbias_ptr + share, dbias, mask=columns < DIM)
+    shares = shares_ptr + tl.program_id(0) * (2 * DIM) + columns
+    tl.store(shares, dweight, mask=columns < DIM)
+    tl.store(shares + DIM, dbias, mask=columns < DIM)
 
 
 @triton.jit(do_not_specialize=["num_rows", "seed", "drop_below"])
@@ -158,12 +158,12 @@ def gated_norm_fwd_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program", "seed", "drop_below"])
 def gated_norm_bwd_kernel(
-    dy_ptr, a_ptr, u_ptr, weight_ptr, bias_ptr, da_ptr, du_ptr, y_ptr, dweight_ptr, dbias_ptr,
+    dy_ptr, a_ptr, u_ptr, weight_ptr, bias_ptr, da_ptr, du_ptr, y_ptr, shares_ptr,
     num_rows, stride_dy, stride_a, stride_u, stride_da, stride_du, stride_y,
     epsilon, drop_below, factor, seed, rows_per_program,
     G: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """da, du and the forward's y again of this program's rows, and its share of dweight and dbias."""
+    """da, du and the forward's y again of this program's rows, and its shares of dweight and dbias, side by side."""
     first = tl.program_id(0) * rows_per_program
     last = tl.minimum(first + rows_per_program, num_rows)
     columns = column_offsets(G, DIM, BLOCK)
@@ -196,9 +196,9 @@ def gated_norm_bwd_kernel(
         tl.store(y_ptr + row_offsets(row, stride_y, ROWS, G, DIM, BLOCK), y.to(y_ptr.dtype.element_ty), mask=inside)
         dweight += tl.sum(dscaled * normal, axis=0, keep_dims=True)
         dbias += tl.sum(dscaled, axis=0, keep_dims=True)
-    share = tl.program_id(0) * (G * DIM) + columns
-    tl.store(dweight_ptr + share, dweight, mask=exists)
-    tl.store(dbias_ptr + share, dbias, mask=exists)
+    shares = shares_ptr + tl.program_id(0) * (2 * G * DIM) + columns
+    tl.store(shares, dweight, mask=exists)
+    tl.store(shares + G * DIM, dbias, mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

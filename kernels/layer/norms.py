@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.carriers import FP8, GatedNorm, QuantisedRows
 from kernels.hstu.function import backend
+from kernels.launch import cdiv, next_power_of_2
 from kernels.layer.norm_kernels import (
     gated_norm_bwd_kernel,
     gated_norm_fwd_kernel,
@@ -39,6 +40,7 @@ class RowTiles:
     rows: int
 
     @classmethod
+    @cache
     def of(cls, columns: int, groups: int = 1, *, rows: int = _FORWARD_ROWS) -> RowTiles:
         """For rows of so many columns, `rows` of them at most.
 
@@ -50,9 +52,10 @@ class RowTiles:
                 f'impl "triton" takes rows of up to {_MAX_COLUMNS} columns in 1, 2, 4, ... groups, '
                 f"not {columns} in {groups}"
             )
-        block = triton.next_power_of_2(columns // groups)
+        block = next_power_of_2(columns // groups)
         return cls(groups, columns // groups, block, max(1, min(rows, 8 * _ELEMENTS_PER_WARP // (groups * block))))
 
+    @cached_property
     def fixed(self) -> dict[str, int]:
         """The kernels' compile-time arguments, apart from groups."""
         warps = self.rows * self.groups * self.block // _ELEMENTS_PER_WARP
@@ -64,8 +67,8 @@ def quantise_rows(x_TD: Tensor) -> QuantisedRows:
     tiles, out = RowTiles.of(x_TD.shape[1]), _empty_quantised(x_TD)
     if x_TD.numel() > 0:
         with torch.cuda.device_of(x_TD):
-            quantise_rows_kernel[(triton.cdiv(len(x_TD), tiles.rows),)](
-                x_TD, out.values_TD, out.scale_T, len(x_TD), x_TD.stride(0), x_TD.shape[1], **tiles.fixed()
+            quantise_rows_kernel[(cdiv(x_TD.shape[0], tiles.rows),)](
+                x_TD, out.values_TD, out.scale_T, x_TD.shape[0], x_TD.stride(0), x_TD.shape[1], **tiles.fixed
             )
     return out
 
@@ -73,26 +76,40 @@ def quantise_rows(x_TD: Tensor) -> QuantisedRows:
 def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """LayerNorm without autograd."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch_layer_norm(x, weight, bias, out, out, epsilon, quantise=False)
+    _launch_layer_norm(x, weight, bias, epsilon, out=out)
     return out
 
 
 def layer_norm_quantised(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> QuantisedRows:
     """LayerNorm in e4m3."""
-    out = _empty_quantised(x_TD)
-    _launch_layer_norm(x_TD, weight_D, bias_D, out.values_TD, out.scale_T, epsilon, quantise=True)
-    return out
+    quantised = _empty_quantised(x_TD)
+    _launch_layer_norm(x_TD, weight_D, bias_D, epsilon, quantised=quantised)
+    return quantised
+
+
+def layer_norm_both(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> tuple[Tensor, QuantisedRows]:
+    """LayerNorm and the same in e4m3."""
+    out, quantised = torch.empty_like(x_TD, memory_format=torch.contiguous_format), _empty_quantised(x_TD)
+    _launch_layer_norm(x_TD, weight_D, bias_D, epsilon, out=out, quantised=quantised)
+    return out, quantised
 
 
 def _launch_layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scales: Tensor, epsilon: float, *, quantise: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    *,
+    out: Tensor | None = None,
+    quantised: QuantisedRows | None = None,
 ) -> None:
     tiles = RowTiles.of(x.shape[1])
+    values, scales = (None, None) if quantised is None else (quantised.values_TD, quantised.scale_T)
     if x.numel() > 0:
         with torch.cuda.device_of(x):
-            layer_norm_fwd_kernel[(triton.cdiv(len(x), tiles.rows),)](
-                x, weight, bias, out, scales, len(x), x.stride(0), out.stride(0), epsilon,
-                QUANTISE=quantise, **tiles.fixed(),
+            layer_norm_fwd_kernel[(cdiv(x.shape[0], tiles.rows),)](
+                x, weight, bias, out, values, scales, x.shape[0], x.stride(0), epsilon,
+                FULL=out is not None, QUANTISE=quantised is not None, **tiles.fixed,
             )  # fmt: skip
 
 
@@ -111,16 +128,16 @@ def layer_norm_backward(
     """Gradients of LayerNorm; `residual` is added to the input's."""
     tiles = RowTiles.of(x.shape[1], rows=_LAYER_NORM_BACKWARD_ROWS)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    programs, rows_per_program = _backward_grid(len(x), tiles.rows)
-    dweight, dbias = (torch.zeros(programs, x.shape[1], device=x.device) for _ in range(2))
-    if x.numel() > 0:
+    programs, rows_per_program = _backward_grid(x.shape[0], tiles.rows)
+    shares = torch.empty(programs, 2, x.shape[1], device=x.device)
+    if programs > 0:
         with torch.cuda.device_of(x):
             layer_norm_bwd_kernel[(programs,)](
-                dy, x, weight, x if residual is None else residual, dx, dweight, dbias,
-                len(x), dy.stride(0), x.stride(0), 0 if residual is None else residual.stride(0), dx.stride(0),
-                epsilon, rows_per_program, RESIDUAL=residual is not None, **tiles.fixed(),
+                dy, x, weight, residual, dx, shares,
+                x.shape[0], dy.stride(0), x.stride(0), 0 if residual is None else residual.stride(0), dx.stride(0),
+                epsilon, rows_per_program, RESIDUAL=residual is not None, **tiles.fixed,
             )  # fmt: skip
-    return NormGradients(dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(weight.dtype))
+    return NormGradients(dx, *shares.sum(0).to(weight.dtype).unbind())
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> Tensor:
@@ -185,10 +202,10 @@ def _launch_gated_norm(
     tiles = RowTiles.of(a.shape[1], settings.num_groups)
     if a.numel() > 0:
         with torch.cuda.device_of(a):
-            gated_norm_fwd_kernel[(triton.cdiv(len(a), tiles.rows),)](
-                a, u, inputs.weight, inputs.bias, out, scales, len(a), a.stride(0), u.stride(0), out.stride(0),
+            gated_norm_fwd_kernel[(cdiv(a.shape[0], tiles.rows),)](
+                a, u, inputs.weight, inputs.bias, out, scales, a.shape[0], a.stride(0), u.stride(0), out.stride(0),
                 settings.epsilon, *_dropped(settings.dropout), inputs.seed,
-                G=tiles.groups, QUANTISE=quantise, DROPOUT=settings.dropout > 0, **tiles.fixed(),
+                G=tiles.groups, QUANTISE=quantise, DROPOUT=settings.dropout > 0, **tiles.fixed,
             )  # fmt: skip
 
 
@@ -207,18 +224,19 @@ def gated_norm_backward(
     """Writes `target`; returns the gradients of weight and bias."""
     a, u = inputs.a, inputs.u
     tiles = RowTiles.of(a.shape[1], settings.num_groups, rows=_GATED_BACKWARD_ROWS)
-    programs, rows_per_program = _backward_grid(len(a), tiles.rows)
-    dweight, dbias = (torch.zeros(programs, a.shape[1], device=a.device) for _ in range(2))
-    if a.numel() > 0:
+    programs, rows_per_program = _backward_grid(a.shape[0], tiles.rows)
+    shares = torch.empty(programs, 2, a.shape[1], device=a.device)
+    if programs > 0:
         with torch.cuda.device_of(a):
             gated_norm_bwd_kernel[(programs,)](
-                dy, a, u, inputs.weight, inputs.bias, target.a, target.u, target.y, dweight, dbias,
-                len(a), dy.stride(0), a.stride(0), u.stride(0),
+                dy, a, u, inputs.weight, inputs.bias, target.a, target.u, target.y, shares,
+                a.shape[0], dy.stride(0), a.stride(0), u.stride(0),
                 target.a.stride(0), target.u.stride(0), target.y.stride(0),
                 settings.epsilon, *_dropped(settings.dropout), inputs.seed, rows_per_program,
-                G=tiles.groups, DROPOUT=settings.dropout > 0, **tiles.fixed(),
+                G=tiles.groups, DROPOUT=settings.dropout > 0, **tiles.fixed,
             )  # fmt: skip
-    return dweight.sum(0).to(inputs.weight.dtype), dbias.sum(0).to(inputs.weight.dtype)
+    dweight, dbias = shares.sum(0).to(inputs.weight.dtype).unbind()
+    return dweight, dbias
 
 
 def _dropped(share: float) -> tuple[int, float]:
@@ -256,10 +274,10 @@ def silu_backward_(gradient_TN: Tensor, pre_TN: Tensor) -> Tensor:
     num_rows, num_columns = gradient_TN.shape
     rows, columns = 16, 256
     programs, rows_per_program = _backward_grid(num_rows, rows)
-    total = torch.zeros(programs, num_columns, device=gradient_TN.device)
+    total = torch.empty(programs, num_columns, device=gradient_TN.device)
     if gradient_TN.numel() > 0:
         with torch.cuda.device_of(gradient_TN):
-            silu_bwd_kernel[(programs, triton.cdiv(num_columns, columns))](
+            silu_bwd_kernel[(programs, cdiv(num_columns, columns))](
                 gradient_TN, pre_TN, total, num_rows, gradient_TN.stride(0), pre_TN.stride(0), rows_per_program,
                 num_columns, ROWS=rows, COLUMNS=columns, num_warps=4,
                 FAST_TANH=backend() == "cuda" and gradient_TN.dtype != torch.float32,
@@ -268,9 +286,9 @@ def silu_backward_(gradient_TN: Tensor, pre_TN: Tensor) -> Tensor:
 
 
 def _backward_grid(num_rows: int, rows: int) -> tuple[int, int]:
-    """Programs, and the rows of each: a multiple of a tile's."""
-    programs = max(1, min(triton.cdiv(num_rows, rows), _BACKWARD_ROWS_AT_ONCE // rows))
-    return programs, triton.cdiv(triton.cdiv(num_rows, programs), rows) * rows
+    """Programs, none without rows, and the rows of each: a multiple of a tile's."""
+    programs = min(cdiv(num_rows, rows), _BACKWARD_ROWS_AT_ONCE // rows)
+    return programs, cdiv(cdiv(num_rows, max(programs, 1)), rows) * rows
 
 
 def _rows(gradient: Tensor) -> Tensor:
@@ -282,4 +300,4 @@ def _empty_quantised(x: Tensor) -> QuantisedRows:
     if torch.version.hip is not None:
         raise NotImplementedError("FP8 is e4m3fn here, which AMD's gfx942 does not have")
     values = torch.empty(x.shape, dtype=FP8, device=x.device)
-    return QuantisedRows(values, torch.empty(len(x), dtype=torch.float32, device=x.device))
+    return QuantisedRows(values, torch.empty(x.shape[0], dtype=torch.float32, device=x.device))

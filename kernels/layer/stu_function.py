@@ -42,13 +42,9 @@ class _Layer:
     def heads(self, vqk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (T, H, dim) views of [v | q | k]."""
         settings = self.settings
-        v, q, k = vqk.split(settings.sizes[1:], dim=1)
-        heads, qk_dim = settings.num_heads, settings.qk_dim
-        return (
-            q.unflatten(1, (heads, qk_dim)),
-            k.unflatten(1, (heads, qk_dim)),
-            v.unflatten(1, (heads, settings.v_dim)),
-        )
+        v, q, k = vqk.split_with_sizes(settings.sizes[1:], dim=1)
+        tokens, heads, qk_dim = vqk.shape[0], settings.num_heads, settings.qk_dim
+        return q.view(tokens, heads, qk_dim), k.view(tokens, heads, qk_dim), v.view(tokens, heads, settings.v_dim)
 
 
 class _STULayer(torch.autograd.Function):
@@ -71,19 +67,18 @@ class _STULayer(torch.autograd.Function):
         z, u, attention, *parameters = ctx.saved_tensors
         layer, settings, dz = ctx.layer, ctx.layer.settings, grads[0].contiguous()
         weights = _rounded(STUWeights(*parameters), z.dtype)
-        buffer = torch.empty(len(z), sum(settings.sizes), dtype=z.dtype, device=z.device)
-        du, dvqk = buffer.split([settings.sizes[0], sum(settings.sizes[1:])], dim=1)
+        buffer = torch.empty(z.shape[0], sum(settings.sizes), dtype=z.dtype, device=z.device)
+        du, dvqk = buffer.split_with_sizes([settings.sizes[0], sum(settings.sizes[1:])], dim=1)
 
         inputs = GatedInputs(attention, u, weights.gate_weight_E, weights.gate_bias_E, layer.seed)
         target = GatedGradients(torch.empty_like(attention), du, torch.empty_like(u))
         dgate = norms.gated_norm_backward(dz @ weights.output_weight_DE, inputs, settings.gate, target)
         doutput = dz.T @ target.y
 
-        normal = norms.layer_norm_forward(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
-        operand = _normal(z, weights, settings) if settings.gemm == "fp8" else normal
+        normal, operand = _normal_and_operand(z, weights, settings)
         projections = _project(z, operand, weights, settings, keep_pre=True)
         q, k, v = layer.heads(projections.vqk_TN)
-        do = target.a.unflatten(1, (settings.num_heads, settings.v_dim))
+        do = target.a.view(z.shape[0], settings.num_heads, settings.v_dim)
         attention_backward((q, k, v), do, layer.heads(dvqk), layer.problem())
         del q, k, v, do, target
 
@@ -117,6 +112,14 @@ def _normal(z: Tensor, weights: STUWeights, settings: STUSettings) -> Matrix:
     """LayerNorm(z), in what the projection multiplies."""
     norm = norms.layer_norm_quantised if settings.gemm == "fp8" else norms.layer_norm_forward
     return norm(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
+
+
+def _normal_and_operand(z: Tensor, weights: STUWeights, settings: STUSettings) -> tuple[Tensor, Matrix]:
+    """LayerNorm(z) in the tokens' dtype, and in what the projection multiplies."""
+    if settings.gemm == "fp8":
+        return norms.layer_norm_both(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
+    normal = norms.layer_norm_forward(z, weights.norm_weight_D, weights.norm_bias_D, settings.epsilon)
+    return normal, normal
 
 
 def _project(z: Tensor, normal: Matrix, weights: STUWeights, settings: STUSettings, *, keep_pre: bool) -> Projections:

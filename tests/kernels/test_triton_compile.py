@@ -130,7 +130,7 @@ def record(backend, case_name, found, tokens=TOKENS):
             patch.setattr(module, "backend", lambda: backend)
         for module in (cached, stu_function):
             patch.setattr(module, "check_supported", lambda *_: None)
-        patch.setattr(gemms, "_multiprocessors", lambda _: 132)
+        patch.setattr(gemms, "num_multiprocessors", lambda _: 132)
         run_case(CASES[case_name], tokens)
 
 
