@@ -76,7 +76,13 @@ def split_jagged(values: Tensor, offsets_B1: Tensor, left_B: Tensor) -> tuple[Te
 
 
 def truncate_jagged(
-    values: Tensor, offsets_B1: Tensor, *, num_contextual: int, num_candidates_B: Tensor, keep: int
+    values: Tensor,
+    offsets_B1: Tensor,
+    *,
+    num_contextual: int,
+    num_candidates_B: Tensor,
+    keep: int,
+    total: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Drops all but the newest `keep` history tokens of each request; contextual tokens and candidates stay.
 
@@ -86,15 +92,19 @@ def truncate_jagged(
         num_contextual: contextual tokens of every request.
         num_candidates_B: (B,) int64, candidates of each request.
         keep: history tokens that stay, at most.
+        total: rows that stay, which the host waits for unless given; a wrong one is an error, on CUDA without waiting.
 
     Returns:
         the kept rows and their (B + 1,) offsets.
     """
-    total = values.shape[0]
-    lengths_B = offsets_B1.diff()
-    candidates_begin_B = lengths_B - num_candidates_B
-    kept_begin_B = candidates_begin_B.clamp(max=num_contextual + keep)
-    request_T = request_of_rows(offsets_B1, total)
-    position_T = position_of_rows(offsets_B1, total)
-    stays_T = (position_T < kept_begin_B[request_T]) | (position_T >= candidates_begin_B[request_T])
-    return values.index_select(0, stays_T.nonzero()[:, 0]), lengths_to_offsets(kept_begin_B + num_candidates_B)
+    newest_B = (offsets_B1.diff() - num_candidates_B).clamp(max=num_contextual + keep)
+    kept_B1 = lengths_to_offsets(newest_B + num_candidates_B)
+    if total is None:
+        total = int(kept_B1[-1])
+    else:
+        torch._assert_async(kept_B1[-1] == total, "the given total is not the number of rows that stay")
+    # A request's rows are dropped behind its newest; a row that stays moves by all that was dropped before it.
+    kept_T = torch.arange(total, device=values.device)
+    num_drops_T = torch.bucketize(kept_T, kept_B1[:-1] + newest_B, right=True)
+    dropped_B1 = offsets_B1 - kept_B1
+    return values.index_select(0, kept_T + dropped_B1.index_select(0, num_drops_T)), kept_B1

@@ -20,6 +20,7 @@ class UIHStream:
 
     Attributes:
         offsets_B1: (B + 1,) int64.
+        lengths: tokens of each request, on the host: for what would have to wait until a GPU tells.
         items_TF: (T, F) int32, columns as FeatureSpec.item_fields.
         timestamp_ms_T: (T,) int64.
         action_mask_T: (T,) int64, one bit per FeatureSpec.actions.
@@ -28,11 +29,19 @@ class UIHStream:
     """
 
     offsets_B1: Tensor
+    lengths: tuple[int, ...]
     items_TF: Tensor
     timestamp_ms_T: Tensor
     action_mask_T: Tensor
     intensity_T: Tensor
     contexts_TX: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) + 1 != self.offsets_B1.numel() or sum(self.lengths) != self.timestamp_ms_T.numel():
+            raise ValueError(
+                f"a stream's {len(self.lengths)} lengths sum to {sum(self.lengths)}: they do not belong to "
+                f"{self.offsets_B1.numel() - 1} histories of {self.timestamp_ms_T.numel()} tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,11 @@ class Batch:
 
 
 def map_tensors(carrier, function):
-    """Applies `function` to every tensor of a carrier and of the carriers inside it."""
+    """Applies `function` to every tensor of a carrier and of the carriers inside it; numbers stay as they are."""
     if isinstance(carrier, Tensor):
         return function(carrier)
+    if isinstance(carrier, int):
+        return carrier
     if isinstance(carrier, tuple):
         return tuple(map_tensors(part, function) for part in carrier)
     return replace(carrier, **{f.name: map_tensors(getattr(carrier, f.name), function) for f in fields(carrier)})

@@ -40,11 +40,23 @@ class JaggedTokens:
 
 
 @dataclass(frozen=True)
+class HistoryTokens(JaggedTokens):
+    """History tokens of a stream; lengths, of each request, are known on the host."""
+
+    lengths: tuple[int, ...]
+
+    def check(self, max_length: int) -> None:
+        """Refuses histories that are longer than a stream's max_length."""
+        if max(self.lengths, default=0) > max_length:
+            raise ValueError(f"a history of {max(self.lengths)} tokens is longer than the stream's max_length")
+
+
+@dataclass(frozen=True)
 class EmbeddedTokens:
     """A batch's tokens; `histories` has an entry per configured stream."""
 
     contextual: JaggedTokens
-    histories: dict[str, JaggedTokens]
+    histories: dict[str, HistoryTokens]
     candidates: JaggedTokens
 
 
@@ -130,11 +142,17 @@ class TokenEmbeddings(nn.Module):
         return EmbeddedTokens(
             contextual=JaggedTokens(contextual, requests_B1 * len(self.group_sizes)),
             histories={
-                name: JaggedTokens(values_TD, stream.offsets_B1 * self.tokens_per_event)
+                name: self._history(values_TD, stream)
                 for (name, stream), values_TD in zip(streams.items(), histories, strict=True)
             },
             candidates=JaggedTokens(scored, candidates.offsets_B1),
         )
+
+    def _history(self, values_TD: Tensor, stream: UIHStream) -> HistoryTokens:
+        if self.tokens_per_event == 1:
+            return HistoryTokens(values_TD, stream.offsets_B1, stream.lengths)
+        lengths = tuple(self.tokens_per_event * length for length in stream.lengths)
+        return HistoryTokens(values_TD, stream.offsets_B1 * self.tokens_per_event, lengths)
 
     def _history_rows(self, name: str, stream: UIHStream, request_ms_B: Tensor) -> Tensor:
         """(T, F) rows of a stream's history tokens, -1 where a code adds nothing; (2T, F) with two tokens an event."""

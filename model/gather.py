@@ -222,6 +222,7 @@ def gather_batch(
 def _stream(columns: Sequence[TokenColumns], spans: Spans) -> UIHStream:
     return UIHStream(
         offsets_B1=torch.from_numpy(spans.offsets),
+        lengths=tuple(np.diff(spans.offsets).tolist()),
         items_TF=spans.fields([column.items for column in columns]),
         timestamp_ms_T=spans.tensor([column.extra[0] for column in columns], np.int64),
         action_mask_T=spans.tensor([column.action_mask for column in columns], np.int64),

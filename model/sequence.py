@@ -23,6 +23,7 @@ class TokenSequence:
         offsets_B1: (B + 1,) int64.
         num_contextual: contextual tokens of every request.
         num_candidates_B: (B,) int64.
+        history_lengths: history tokens of each request, on the host.
         plan: the same for attention; layers that see the same tokens share it.
     """
 
@@ -30,6 +31,7 @@ class TokenSequence:
     offsets_B1: Tensor
     num_contextual: int
     num_candidates_B: Tensor
+    history_lengths: tuple[int, ...]
     plan: AttentionPlan = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,14 +46,16 @@ class TokenSequence:
 
     def truncated(self, keep: int) -> Self:
         """Only the newest `keep` history tokens of each request, with all contextual tokens and candidates."""
+        kept = tuple(min(length, keep) for length in self.history_lengths)
         values_TD, offsets_B1 = truncate_jagged(
             self.values_TD,
             self.offsets_B1,
             num_contextual=self.num_contextual,
             num_candidates_B=self.num_candidates_B,
             keep=keep,
+            total=self.values_TD.shape[0] - sum(self.history_lengths) + sum(kept),
         )
-        return replace(self, values_TD=values_TD, offsets_B1=offsets_B1)
+        return replace(self, values_TD=values_TD, offsets_B1=offsets_B1, history_lengths=kept)
 
     def candidates(self, total: int) -> Tensor:
         """(C, D), the candidates' tokens in batch order; `total` is C, which the host would have to wait for."""

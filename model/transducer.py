@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kernels import concat_jagged
 from model.baselines.encoders import ENCODERS
 from model.config import ModelConfig, StreamConfig
-from model.embeddings import EmbeddedTokens, JaggedTokens, tokens_per_event
+from model.embeddings import EmbeddedTokens, HistoryTokens, JaggedTokens, tokens_per_event
 from model.sequence import TokenSequence
 from model.stu import STUStack
 
@@ -27,23 +27,27 @@ class HSTUTransducer(nn.Module):
         self.stack = STUStack(config, stream)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
 
-    def forward(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def forward(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D), one vector per candidate in batch order."""
         sequence = self.preprocess(contextual, history, candidates)
         encoded_CD = self.stack(sequence).candidates(candidates.values_TD.shape[0])
         return self.norm(encoded_CD.to(self.norm.weight.dtype))
 
-    def preprocess(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> TokenSequence:
-        """[contextual | history, newest to oldest | candidates] of every request."""
-        length_B = history.offsets_B1.diff()
-        torch._assert_async((length_B <= self.max_length).all(), "a history is longer than the stream's max_length")
+    def preprocess(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> TokenSequence:
+        """[contextual | history, newest to oldest | candidates] of every request.
+
+        Raises:
+            ValueError: a history is too long.
+        """
+        history.check(self.max_length)
         parts = (contextual, history, candidates)
         values_TD, offsets_B1 = concat_jagged([p.values_TD for p in parts], [p.offsets_B1 for p in parts])
         return TokenSequence(
             values_TD=values_TD.to(torch.bfloat16) if self.rounded else values_TD,
             offsets_B1=offsets_B1,
-            num_contextual=contextual.values_TD.shape[0] // max(length_B.numel(), 1),
+            num_contextual=contextual.values_TD.shape[0] // max(len(history.lengths), 1),
             num_candidates_B=candidates.offsets_B1.diff(),
+            history_lengths=history.lengths,
         )
 
 

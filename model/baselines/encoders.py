@@ -31,7 +31,7 @@ from kernels import concat_jagged
 from kernels.jagged import position_of_rows, request_of_rows
 from model.baselines.attention import CrossAttention, ResidualStack
 from model.config import ModelConfig, StreamConfig
-from model.embeddings import JaggedTokens
+from model.embeddings import HistoryTokens, JaggedTokens
 from model.sequence import TokenSequence
 
 
@@ -44,16 +44,19 @@ class Encoder(nn.Module):
         self.compute = torch.bfloat16 if config.compute == "bf16" else None
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
 
-    def forward(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
-        """(C, D), one vector per candidate in batch order."""
-        fits = (history.offsets_B1.diff() <= self.max_length).all()
-        torch._assert_async(fits, "a history is longer than the stream's max_length")
+    def forward(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
+        """(C, D), one vector per candidate in batch order.
+
+        Raises:
+            ValueError: a history is too long.
+        """
+        history.check(self.max_length)
         device = candidates.values_TD.device.type
         with torch.autocast(device, dtype=self.compute, enabled=self.compute is not None):
             encoded_CD = self.encode(contextual, history, candidates)
         return self.norm(encoded_CD.to(candidates.values_TD.dtype))
 
-    def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def encode(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
         raise NotImplementedError
 
@@ -65,7 +68,7 @@ class TransformerEncoder(Encoder):
         super().__init__(config, stream)
         self.stack = ResidualStack(config, stream.num_layers)
 
-    def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def encode(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
         return self.stack(_sequence(contextual, history, candidates)).candidates(candidates.values_TD.shape[0])
 
@@ -79,7 +82,7 @@ class SASRecEncoder(Encoder):
         self.state_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
         self.match = nn.Linear(3 * config.dim, config.dim)
 
-    def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def encode(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
         nobody = JaggedTokens(candidates.values_TD[:0], torch.zeros_like(candidates.offsets_B1))
         sequence = self.stack(_sequence(contextual, history, nobody))
@@ -104,7 +107,7 @@ class DINEncoder(Encoder):
         self.output = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def encode(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
         items_CD = candidates.values_TD
         request_C = request_of_rows(candidates.offsets_B1, items_CD.shape[0])
@@ -167,7 +170,7 @@ class STCAEncoder(Encoder):
             nn.Linear((2 + number) * config.dim, config.dim) for number in range(stream.num_layers)
         )
 
-    def encode(self, contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> Tensor:
+    def encode(self, contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> Tensor:
         """(C, D) before the last norm."""
         keys_TD, offsets_B1 = concat_jagged(
             [contextual.values_TD, history.values_TD], [contextual.offsets_B1, history.offsets_B1]
@@ -180,7 +183,7 @@ class STCAEncoder(Encoder):
         return query_CD
 
 
-def _sequence(contextual: JaggedTokens, history: JaggedTokens, candidates: JaggedTokens) -> TokenSequence:
+def _sequence(contextual: JaggedTokens, history: HistoryTokens, candidates: JaggedTokens) -> TokenSequence:
     """[contextual | history, newest to oldest | candidates] of every request."""
     parts = (contextual, history, candidates)
     values_TD, offsets_B1 = concat_jagged([part.values_TD for part in parts], [part.offsets_B1 for part in parts])
@@ -190,6 +193,7 @@ def _sequence(contextual: JaggedTokens, history: JaggedTokens, candidates: Jagge
         offsets_B1=offsets_B1,
         num_contextual=contextual.values_TD.shape[0] // max(num_requests, 1),
         num_candidates_B=candidates.offsets_B1.diff(),
+        history_lengths=history.lengths,
     )
 
 

@@ -121,6 +121,7 @@ def random_batch(spec: FeatureSpec, length: int, num_candidates: int, seed: int)
     ages_ms = np.cumsum(draw.integers(1, 600_000, length))
     stream = UIHStream(
         offsets_B1=torch.tensor([0, length]),
+        lengths=(length,),
         items_TF=codes(spec.item_fields, length),
         timestamp_ms_T=torch.from_numpy(_NOW_MS - ages_ms),
         action_mask_T=torch.from_numpy(draw.integers(0, 4, length)),

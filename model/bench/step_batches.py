@@ -130,6 +130,7 @@ def bench_batch(
         total = sum(length_B)
         return UIHStream(
             offsets_B1=lengths_to_offsets(torch.tensor(length_B, dtype=torch.int64, device=device)),
+            lengths=tuple(length_B),
             items_TF=codes(total, spec.item_fields),
             timestamp_ms_T=_REQUEST_MS - torch.randint(1, 1 << 31, (total,), generator=generator, device=device),
             action_mask_T=bits(total),

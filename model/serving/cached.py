@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kernels import AttentionPlan, hstu_attention_cached
+from kernels import hstu_attention_cached
 from model.embeddings import EmbeddedTokens, JaggedTokens
 from model.sequence import TokenSequence
 from model.serving.cached_layer import Products, products_of
@@ -138,23 +138,18 @@ class CachedMixture:
 
     def _encode(self, transducer: HSTUTransducer, sequence: TokenSequence) -> Iterator[LayerCache]:
         keep_after_layer, num_layers = transducer.stack.keep_after_layer, len(transducer.stack.layers)
-        lengths = sequence.offsets_B1.diff().tolist()
-        plan = _plan(sequence)
         for number, (layer, products) in enumerate(self._layers(transducer), start=1):
             if number == num_layers:
                 k_TF, v_TE = products.keys_and_values(sequence.values_TD)
-                yield _cache(layer, k_TF, v_TE, sequence=sequence, lengths=lengths)
+                yield _cache(layer, k_TF, v_TE, sequence=sequence)
                 return
             u_TE, v_TE, q_TF, k_TF = products.project(sequence.values_TD)
             # copies: a view would keep u and q alive as long as the cache
-            yield _cache(layer, k_TF.contiguous(), v_TE.contiguous(), sequence=sequence, lengths=lengths)
-            attention_TE = layer.attend(q_TF, k_TF, v_TE, plan=plan)
+            yield _cache(layer, k_TF.contiguous(), v_TE.contiguous(), sequence=sequence)
+            attention_TE = layer.attend(q_TF, k_TF, v_TE, plan=sequence.plan)
             sequence = sequence.with_values(products.output(attention_TE, u_TE, sequence.values_TD))
             if number in keep_after_layer:
                 sequence = sequence.truncated(keep_after_layer[number])
-                longest = sequence.num_contextual + keep_after_layer[number]
-                lengths = [min(length, longest) for length in lengths]
-                plan = _plan(sequence)
 
     def _micro_batch(self, cache: HistoryCache, candidates: JaggedTokens) -> Tensor:
         outputs = []
@@ -172,14 +167,8 @@ def _none_of(candidates: JaggedTokens) -> JaggedTokens:
     return JaggedTokens(candidates.values_TD[:0], torch.zeros_like(candidates.offsets_B1))
 
 
-def _plan(sequence: TokenSequence) -> AttentionPlan:
-    """Shared by the layers that see the same tokens."""
-    return AttentionPlan(
-        sequence.offsets_B1, sequence.num_candidates_B, sequence.num_contextual, sequence.values_TD.shape[0]
-    )
-
-
-def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence, lengths: list[int]) -> LayerCache:
+def _cache(layer: STULayer, k_TE: Tensor, v_TE: Tensor, *, sequence: TokenSequence) -> LayerCache:
+    lengths = (sequence.num_contextual + length for length in sequence.history_lengths)
     return LayerCache(
         k_TE.unflatten(1, (layer.num_heads, layer.qk_dim)),
         v_TE.unflatten(1, (layer.num_heads, layer.v_dim)),

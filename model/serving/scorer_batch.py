@@ -154,6 +154,7 @@ def _stream(events: StreamEvents, part: slice) -> UIHStream:
     timestamp_ms = events.timestamp_ms[part]
     return UIHStream(
         offsets_B1=torch.tensor([0, timestamp_ms.size]),
+        lengths=(timestamp_ms.size,),
         items_TF=_columns(tuple(column[part] for column in events.items)),
         timestamp_ms_T=_tensor(timestamp_ms, np.int64),
         action_mask_T=_tensor(events.action_mask[part], np.int64),

@@ -1,5 +1,6 @@
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,12 +55,26 @@ def test_truncation_keeps_contextual_newest_history_and_candidates(counts, num_c
     rows = numbered([num_contextual + history + candidates for history, candidates in counts], 0)
     values, offsets = jagged(rows)
     candidates = torch.tensor([c for _, c in counts], dtype=torch.int64)
-    kept = truncate_jagged(values, offsets, num_contextual=num_contextual, num_candidates_B=candidates, keep=keep)
+    total = sum(num_contextual + min(history, keep) + scored for history, scored in counts)
+    asked, told = (
+        truncate_jagged(
+            values, offsets, num_contextual=num_contextual, num_candidates_B=candidates, keep=keep, total=known
+        )
+        for known in (None, total)
+    )
     expected = [
         row[: num_contextual + min(history, keep)] + row[num_contextual + history :]
         for row, (history, _) in zip(rows, counts, strict=True)
     ]
-    assert unjagged(*kept) == expected
+    assert unjagged(*asked) == unjagged(*told) == expected
+
+
+@pytest.mark.parametrize("total", [0, 6, 8, 100])
+def test_a_wrong_total_is_an_error(total):
+    values, offsets = jagged(numbered([5, 3, 0], 0))
+    candidates = torch.tensor([1, 1, 0])
+    with pytest.raises(RuntimeError, match="total is not the number of rows that stay"):
+        truncate_jagged(values, offsets, num_contextual=1, num_candidates_B=candidates, keep=2, total=total)
 
 
 def test_gradients_pass_through():

@@ -30,6 +30,8 @@ def assert_same(found, expected):
     elif isinstance(expected, tuple):
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other)
+    elif isinstance(expected, int):
+        assert found == expected
     else:
         for part in fields(expected):
             assert_same(getattr(found, part.name), getattr(expected, part.name))
@@ -57,6 +59,7 @@ def read_by_hand(content, requests, max_lengths):
         streams.append(
             UIHStream(
                 offsets_B1=offsets(rows),
+                lengths=tuple(map(len, rows)),
                 items_TF=matrix(events, item_names),
                 timestamp_ms_T=torch.tensor([event["timestamp_ms"] for event in events], dtype=torch.int64),
                 action_mask_T=torch.tensor([event["action_mask"] for event in events], dtype=torch.int64),

@@ -100,6 +100,7 @@ def _stream(lengths: list[int], request_ms: torch.Tensor, spec: FeatureSpec, gen
     ages = torch.randint(1, 10**8, (total,), generator=generator)
     return UIHStream(
         offsets_B1=lengths_to_offsets(counts),
+        lengths=tuple(lengths),
         items_TF=_codes(total, spec.item_fields, generator),
         timestamp_ms_T=request_ms.repeat_interleave(counts) - ages,
         action_mask_T=torch.randint(0, 8, (total,), generator=generator),

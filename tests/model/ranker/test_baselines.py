@@ -11,6 +11,7 @@ from kernels import AttentionMask, lengths_to_offsets
 from kernels.reference import dense_mask
 from model.baselines.attention import causal_mask
 from model.baselines.jagged import length_groups, rows_of, write_back
+from model.batch import UIHStream
 from model.config import Kind
 from model.loss import ranking_loss
 from model.ranker import Ranker
@@ -48,8 +49,10 @@ def requests_of(batch, chosen):
         offsets = carrier.offsets_B1.tolist()
         rows = torch.tensor([row for b in chosen for row in range(offsets[b], offsets[b + 1])], dtype=torch.int64)
         lengths = carrier.offsets_B1.diff()[chosen]
-        tensors = {name: value[rows] for name, value in vars(carrier).items() if name != "offsets_B1"}
-        return replace(carrier, offsets_B1=lengths_to_offsets(lengths), **tensors)
+        values = {name: value[rows] for name, value in vars(carrier).items() if name not in ("offsets_B1", "lengths")}
+        if isinstance(carrier, UIHStream):
+            values["lengths"] = tuple(lengths.tolist())
+        return replace(carrier, offsets_B1=lengths_to_offsets(lengths), **values)
 
     return replace(
         batch,
@@ -154,7 +157,7 @@ def test_a_step_on_next_to_nothing(
 
 
 def test_more_history_than_the_maximum_is_refused(kind, make_ranker, make_batch):
-    with pytest.raises(RuntimeError, match="longer than the stream's max_length"):
+    with pytest.raises(ValueError, match="longer than the stream's max_length"):
         make_ranker(kind=kind)(make_batch([25], [1], [1]))
 
 

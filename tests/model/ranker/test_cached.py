@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from kernels import lengths_to_offsets
-from model.batch import Batch
+from model.batch import Batch, UIHStream
 from model.embeddings import table_fields
 from model.ranker import Ranker
 from model.serving.cached_layer import KernelProducts, ModuleProducts
@@ -53,7 +53,10 @@ def request_of(batch: Batch, number: int, candidates: slice | None = None) -> Ba
         return slice(int(offsets_B1[number]), int(offsets_B1[number + 1]))
 
     def cut(carrier, part):
-        values = {f.name: getattr(carrier, f.name)[part] for f in fields(carrier) if f.name != "offsets_B1"}
+        names = [f.name for f in fields(carrier) if f.name not in ("offsets_B1", "lengths")]
+        values = {name: getattr(carrier, name)[part] for name in names}
+        if isinstance(carrier, UIHStream):
+            values["lengths"] = (part.stop - part.start,)
         return replace(carrier, offsets_B1=torch.tensor([0, part.stop - part.start]), **values)
 
     own = rows(batch.candidates.offsets_B1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from features.errors import DataError
+from model.batch import UIHStream
 from model.loss import ranking_loss
 from model.ranker import Ranker
 from model.training.optim import Optimizer, OptimizerSettings
@@ -35,8 +36,10 @@ def only(batch, request):
 
     def alone(carrier):
         part = rows(carrier.offsets_B1)
-        tensors = {name: value[part] for name, value in vars(carrier).items() if name != "offsets_B1"}
-        return replace(carrier, offsets_B1=torch.tensor([0, part.stop - part.start]), **tensors)
+        values = {name: value[part] for name, value in vars(carrier).items() if name not in ("offsets_B1", "lengths")}
+        if isinstance(carrier, UIHStream):
+            values["lengths"] = (part.stop - part.start,)
+        return replace(carrier, offsets_B1=torch.tensor([0, part.stop - part.start]), **values)
 
     one = slice(request, request + 1)
     return replace(
@@ -122,7 +125,7 @@ def test_a_step_on_next_to_nothing(make_ranker, make_batch, spec, consumption, i
 
 
 def test_more_history_than_the_maximum_is_refused(make_ranker, make_batch):
-    with pytest.raises(RuntimeError, match="longer than the stream's max_length"):
+    with pytest.raises(ValueError, match="longer than the stream's max_length"):
         make_ranker()(make_batch([25], [1], [1]))
 
 

@@ -15,7 +15,7 @@ def sequence(histories, candidates, num_contextual, *, dim=16, dtype=torch.float
     num_candidates = torch.tensor(candidates)
     lengths = torch.tensor(histories) + num_candidates + num_contextual
     values = torch.randn(int(lengths.sum()), dim, dtype=dtype)
-    return TokenSequence(values, lengths_to_offsets(lengths), num_contextual, num_candidates)
+    return TokenSequence(values, lengths_to_offsets(lengths), num_contextual, num_candidates, tuple(histories))
 
 
 def layer_by_hand(layer, sequence, *, max_length):
@@ -106,6 +106,7 @@ def test_pyramid_keeps_contextual_newest_and_candidates(make_config):
     truncated = tokens.truncated(4)
     assert torch.equal(truncated.values_TD, tokens.values_TD[kept])
     assert truncated.offsets_B1.diff().tolist() == [2 + 0 + 1, 2 + 3 + 0, 2 + 4 + 2, 2 + 4 + 3]
+    assert truncated.history_lengths == (0, 3, 4, 4)
     assert torch.equal(tokens.candidates(6), tokens.values_TD[scored])
     assert torch.equal(truncated.candidates(6), tokens.values_TD[scored])
 
