@@ -24,9 +24,7 @@ def lengths_to_offsets(lengths_B: Tensor) -> Tensor:
 
 def request_of_rows(offsets_B1: Tensor, total: int) -> Tensor:
     """(total,) int64, the request that owns each row."""
-    lengths_B = offsets_B1.diff()
-    requests_B = torch.arange(lengths_B.numel(), device=offsets_B1.device)
-    return requests_B.repeat_interleave(lengths_B, output_size=total)
+    return torch.repeat_interleave(offsets_B1.diff(), output_size=total)
 
 
 def position_of_rows(offsets_B1: Tensor, total: int) -> Tensor:
@@ -45,17 +43,16 @@ def concat_jagged(values: Sequence[Tensor], offsets: Sequence[Tensor]) -> tuple[
     Returns:
         (sum of T_i, ...) values and their (B + 1,) offsets.
     """
-    joined_B1 = torch.stack(tuple(offsets)).sum(dim=0)
-    begin_B = joined_B1[:-1]
-    rows = []
-    for part, offsets_B1 in zip(values, offsets, strict=True):
-        shift_B = begin_B - offsets_B1[:-1]
-        total = part.shape[0]
-        shift_T = shift_B.repeat_interleave(offsets_B1.diff(), output_size=total)
-        rows.append(shift_T + torch.arange(total, device=part.device))
-        begin_B = begin_B + offsets_B1.diff()
+    offsets_P1 = torch.stack(tuple(offsets))
+    lengths_PB, joined_B1 = offsets_P1.diff(dim=1), offsets_P1.sum(dim=0)
+    # Where each request's piece of each part ends, in the joined rows and in the parts one behind the other.
+    joined_end_PB = joined_B1[:-1] + lengths_PB.cumsum(0)
+    lengths = lengths_PB.flatten()
     source = torch.cat(tuple(values))
-    return torch.empty_like(source).index_copy_(0, torch.cat(rows), source), joined_B1
+    shift = joined_end_PB.flatten() - lengths.cumsum(0)
+    shift_T = shift.repeat_interleave(lengths, output_size=source.shape[0])
+    rows_T = shift_T + torch.arange(source.shape[0], device=source.device)
+    return torch.empty_like(source).index_copy_(0, rows_T, source), joined_B1
 
 
 def split_jagged(values: Tensor, offsets_B1: Tensor, left_B: Tensor) -> tuple[Tensor, Tensor]:

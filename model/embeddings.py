@@ -14,6 +14,7 @@ Legend: B requests, T history tokens, C candidates, N tokens of any kind, F code
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from features.spec import CategoricalField, FeatureSpec
 from kernels import lengths_to_offsets
-from kernels.jagged import position_of_rows
+from kernels.jagged import request_of_rows
 from model.batch import Batch, UIHStream
 from model.config import ModelConfig
 from model.tables import EmbeddingTables
@@ -60,19 +61,29 @@ class EmbeddedTokens:
     candidates: JaggedTokens
 
 
+@dataclass(frozen=True)
+class _Column:
+    """Codes of one column: code c, above 0 and below size, is row first_row + c of the physical table."""
+
+    table: str
+    first_row: int
+    size: int
+
+
 class FieldRows(nn.Module):
     """Maps the codes of some columns to rows of the physical table."""
 
     first_row_F: Tensor
     size_F: Tensor
 
-    def __init__(self, tables: EmbeddingTables, names: list[str], *, device: torch.device) -> None:
+    def __init__(self, columns: Sequence[_Column], *, device: torch.device) -> None:
         super().__init__()
-        first_row = torch.tensor([tables.first_row[name] for name in names], dtype=torch.int64, device=device)
-        size = torch.tensor([tables.sizes[name] for name in names], dtype=torch.int64, device=device)
+        first_row = torch.tensor([column.first_row for column in columns], dtype=torch.int64, device=device)
+        size = torch.tensor([column.size for column in columns], dtype=torch.int64, device=device)
         self.register_buffer("first_row_F", first_row, persistent=False)
         self.register_buffer("size_F", size, persistent=False)
-        message = f"a code lies outside its table, one of {', '.join(names)}"
+        tables = dict.fromkeys(column.table for column in columns)
+        message = f"a code lies outside its table, one of {', '.join(tables)}"
         self.message = textwrap.shorten(message, width=250, placeholder=" ...")  # CUDA refuses longer ones
 
     def forward(self, codes_NF: Tensor) -> Tensor:
@@ -81,7 +92,7 @@ class FieldRows(nn.Module):
         A code outside its table would be another table's row: it stops the step, on CUDA without waiting for it.
         """
         torch._assert_async(((codes_NF >= 0) & (codes_NF < self.size_F)).all(), self.message)
-        return torch.where(codes_NF > 0, codes_NF + self.first_row_F, -1)
+        return (codes_NF + self.first_row_F).masked_fill_(codes_NF == 0, -1)
 
 
 class TokenEmbeddings(nn.Module):
@@ -111,22 +122,39 @@ class TokenEmbeddings(nn.Module):
         self.tokens_per_event = tokens_per_event(config)
         self.tables = tables or EmbeddingTables(table_fields(config, spec), config.dim, device=device)
 
-        def rows_of(names: list[str]) -> FieldRows:
-            return FieldRows(self.tables, names, device=device)
-
         members = [name for group in config.contextual for name in group]
         user_fields = [field.name for field in spec.user_fields]
         user_columns = torch.tensor([user_fields.index(name) for name in members], dtype=torch.int64, device=device)
         self.register_buffer("user_columns", user_columns, persistent=False)
-        self.user_rows = rows_of([f"user.{name}" for name in members])
-        self.item_rows = rows_of([f"item.{field.name}" for field in spec.item_fields])
-        self.token_rows = rows_of([f"context.{field.name}" for field in spec.token_contexts])
-        self.candidate_rows = rows_of([f"context.{field.name}" for field in spec.candidate_contexts])
-        with_intensity = self.streams if self.has_intensity else ()
-        self.intensity_rows = nn.ModuleDict({name: rows_of([f"{name}.intensity"]) for name in with_intensity})
+        self.user_rows = FieldRows([self._field(f"user.{name}") for name in members], device=device)
+        items = [self._field(f"item.{field.name}") for field in spec.item_fields]
+        scored = [self._field(f"context.{field.name}") for field in spec.candidate_contexts]
+        self.candidate_rows = FieldRows([*items, *scored], device=device)
+        events = [*items, *(self._field(f"context.{field.name}") for field in spec.token_contexts)]
+        self.history_rows = nn.ModuleDict(
+            {name: FieldRows([*events, *self._stream_columns(name)], device=device) for name in self.streams}
+        )
         self.register_buffer("bit_A", torch.arange(len(spec.actions), device=device), persistent=False)
-        self.register_buffer("position_edges", torch.tensor(POSITION_EDGES, device=device), persistent=False)
-        self.register_buffer("age_edges", torch.tensor(AGE_EDGES_MS, device=device), persistent=False)
+        for name, edges in (("position_edges", POSITION_EDGES), ("age_edges", AGE_EDGES_MS)):
+            # An edge below all others: buckets are codes, and those begin with 1.
+            lowest = torch.iinfo(torch.int64).min
+            self.register_buffer(name, torch.tensor([lowest, *edges], device=device), persistent=False)
+
+    def _field(self, name: str) -> _Column:
+        return _Column(name, self.tables.first_row[name], self.tables.sizes[name])
+
+    def _stream_columns(self, stream: str) -> list[_Column]:
+        """What history tokens have beside their fields: a 0 or 1 per action, and codes from 1 of the stream's own."""
+        first_row, sizes = self.tables.first_row, self.tables.sizes
+        columns = []
+        if self.has_actions:
+            name = f"{stream}.action"
+            columns += [_Column(name, first_row[name] + bit - 1, size=2) for bit in range(sizes[name])]
+        if self.has_intensity:
+            columns.append(self._field(f"{stream}.intensity"))
+        for name in (f"{stream}.position", f"{stream}.age"):
+            columns.append(_Column(name, first_row[name] - 1, sizes[name] + 1))
+        return columns
 
     def forward(self, batch: Batch) -> EmbeddedTokens:
         """All tokens of a batch."""
@@ -134,8 +162,8 @@ class TokenEmbeddings(nn.Module):
         streams = {name: batch.streams[index] for name, index in self.streams.items()}
         rows = [
             self.user_rows(batch.users_BF.index_select(1, self.user_columns)),
-            *(self._history_rows(name, stream, batch.request_ms_B) for name, stream in streams.items()),
-            torch.cat([self.item_rows(candidates.items_CF), self.candidate_rows(candidates.contexts_CX)], dim=1),
+            *(self.history_rows[name](self._codes(stream, batch.request_ms_B)) for name, stream in streams.items()),
+            self.candidate_rows(torch.cat([candidates.items_CF, candidates.contexts_CX], dim=1)),
         ]
         contextual, *histories, scored = self._lookup(rows)
         requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)
@@ -154,32 +182,38 @@ class TokenEmbeddings(nn.Module):
         lengths = tuple(self.tokens_per_event * length for length in stream.lengths)
         return HistoryTokens(values_TD, stream.offsets_B1 * self.tokens_per_event, lengths)
 
-    def _history_rows(self, name: str, stream: UIHStream, request_ms_B: Tensor) -> Tensor:
-        """(T, F) rows of a stream's history tokens, -1 where a code adds nothing; (2T, F) with two tokens an event."""
-        first_row = self.tables.first_row
-        total = stream.items_TF.shape[0]
-        request_ms_T = request_ms_B.repeat_interleave(stream.offsets_B1.diff(), output_size=total)
-        position_T = torch.bucketize(position_of_rows(stream.offsets_B1, total), self.position_edges, right=True)
-        age_T = torch.bucketize(request_ms_T - stream.timestamp_ms_T, self.age_edges, right=True)
-        item_TF = torch.cat([self.item_rows(stream.items_TF), self.token_rows(stream.contexts_TX)], dim=1)
-        action_TF = self._action_rows(name, stream)
-        time_TF = torch.stack([position_T + first_row[f"{name}.position"], age_T + first_row[f"{name}.age"]], dim=1)
+    def _codes(self, stream: UIHStream, request_ms_B: Tensor) -> Tensor:
+        """(T, F) codes of a stream's history tokens, columns as its rows'; (2T, F) with two tokens an event."""
+        item = [stream.items_TF, stream.contexts_TX]
+        action = self._action_codes(stream)
+        time = self._time_codes(stream, request_ms_B)
         if self.tokens_per_event == 1:
-            return torch.cat([item_TF, action_TF, time_TF], dim=1)
+            return torch.cat([*item, *action, *time], dim=1)
         # Newest first: what was done comes after the item it was done to, so it lies before it here.
-        of_action = torch.cat([torch.full_like(item_TF, -1), action_TF, time_TF], dim=1)
-        of_item = torch.cat([item_TF, torch.full_like(action_TF, -1), time_TF], dim=1)
+        of_action = torch.cat([*map(torch.zeros_like, item), *action, *time], dim=1)
+        of_item = torch.cat([*item, *map(torch.zeros_like, action), *time], dim=1)
         return torch.stack([of_action, of_item], dim=1).flatten(0, 1)
 
-    def _action_rows(self, name: str, stream: UIHStream) -> Tensor:
-        """(T, F) rows of what was done, as much of it as the action encoding tells."""
-        parts = [stream.items_TF.new_empty((stream.items_TF.shape[0], 0), dtype=torch.int64)]
+    def _action_codes(self, stream: UIHStream) -> list[Tensor]:
+        """Columns of what was done, as much of it as the action encoding tells."""
+        codes = []
         if self.has_actions:
-            has_action_TA = (stream.action_mask_T[:, None] >> self.bit_A) & 1 == 1
-            parts.append(torch.where(has_action_TA, self.bit_A + self.tables.first_row[f"{name}.action"], -1))
+            codes.append(((stream.action_mask_T[:, None] >> self.bit_A) & 1).int())
         if self.has_intensity:
-            parts.append(self.intensity_rows[name](stream.intensity_T[:, None]))
-        return torch.cat(parts, dim=1)
+            codes.append(stream.intensity_T[:, None])
+        return codes
+
+    def _time_codes(self, stream: UIHStream, request_ms_B: Tensor) -> list[Tensor]:
+        """Columns of position and age."""
+        total = stream.timestamp_ms_T.numel()
+        request_T = request_of_rows(stream.offsets_B1, total)
+        begin_T = stream.offsets_B1.index_select(0, request_T)
+        position_T = torch.arange(total, device=begin_T.device) - begin_T
+        age_T = request_ms_B.index_select(0, request_T) - stream.timestamp_ms_T
+        return [
+            torch.bucketize(position_T, self.position_edges, right=True, out_int32=True)[:, None],
+            torch.bucketize(age_T, self.age_edges, right=True, out_int32=True)[:, None],
+        ]
 
     def _lookup(self, rows: list[Tensor]) -> tuple[Tensor, ...]:
         """Sums the rows of each token; the first entry holds users, whose columns make a token per group."""
