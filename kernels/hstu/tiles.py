@@ -52,7 +52,7 @@ _SMALL = TileSet(Tiles(32, 32, 4, 1, 64), Tiles(32, 32, 4, 1, 64, True), Tiles(3
 _CUDA_BAND = TileSet(Tiles(64, 64, 4, 3, 2048), Tiles(64, 64, 4, 2, 1024), Tiles(32, 64, 4, 4), tma=True)
 _CUDA_WIDE = TileSet(Tiles(128, 64, 4, 2, two_loops=True), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), tma=True)
 _CUDA_64_WIDE = TileSet(Tiles(128, 64, 4, 3, two_loops=True), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3), tma=True)
-_CUDA_256 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 3, 1024), Tiles(64, 64, 8, 2), tma=True)
+_CUDA_256 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 64, 4, 2, 2048), Tiles(64, 64, 8, 1), tma=True)
 _CUDA_256_WIDE = TileSet(Tiles(128, 64, 8, 2, two_loops=True), Tiles(128, 32, 8, 2), Tiles(64, 64, 8, 2), tma=True)
 _HIP_128 = TileSet(Tiles(64, 32, 4, 2, 2048), Tiles(64, 32, 4, 2, 2048), Tiles(32, 64, 4, 1))
 _HIP_256 = TileSet(Tiles(64, 32, 4, 1, 2048), Tiles(32, 32, 4, 1, 2048), Tiles(32, 32, 4, 1))

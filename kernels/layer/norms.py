@@ -272,14 +272,14 @@ class _GatedNorm(torch.autograd.Function):
 def silu_backward_(gradient_TN: Tensor, pre_TN: Tensor) -> Tensor:
     """gradient *= SiLU'(pre) in place; returns the sum of its rows in fp32."""
     num_rows, num_columns = gradient_TN.shape
-    rows, columns = 16, 256
+    rows, columns = 32, 512
     programs, rows_per_program = _backward_grid(num_rows, rows)
     total = torch.empty(programs, num_columns, device=gradient_TN.device)
     if gradient_TN.numel() > 0:
         with torch.cuda.device_of(gradient_TN):
             silu_bwd_kernel[(programs, cdiv(num_columns, columns))](
                 gradient_TN, pre_TN, total, num_rows, gradient_TN.stride(0), pre_TN.stride(0), rows_per_program,
-                num_columns, ROWS=rows, COLUMNS=columns, num_warps=4,
+                num_columns, ROWS=rows, COLUMNS=columns, num_warps=8,
                 FAST_TANH=backend() == "cuda" and gradient_TN.dtype != torch.float32,
             )  # fmt: skip
     return total.sum(0)
