@@ -66,7 +66,8 @@ class Optimizer:
         self._ranker = ranker
         self._settings = settings
         self._sum: _Sum | None = None
-        parameters = ranker.dense_parameters().values()
+        # Listed once: to walk a model's modules takes its time.
+        self._parameters = parameters = list(ranker.dense_parameters().values())
         self._adamw = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -87,7 +88,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forgets the dense gradients."""
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def sum_early(self, world: World, figures_X: Tensor) -> None:
         """Before backward(): has sum_over_ranks begin when the dense gradients are there, beside the tables' part."""
@@ -107,7 +109,7 @@ class Optimizer:
         if self._sum is None:
             self._start_sum(world, figures_X)
         begun, self._sum = self._sum, None
-        parameters = list(self._ranker.dense_parameters().values())
+        parameters = self._parameters
         if begun is None or begun.present != _present(parameters):
             raise RuntimeError("a dense gradient came after the sum over ranks had begun")
         begun.finish()
@@ -121,7 +123,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _start_sum(self, world: World, figures_X: Tensor) -> None:
-        parameters = list(self._ranker.dense_parameters().values())
+        parameters = self._parameters
         # A rank without requests may lack a gradient that others have; what nobody has stays without one.
         present = _present(parameters)
         present_P = figures_X.new_ones(len(parameters)) if all(present) else figures_X.new_tensor(present)
@@ -131,7 +133,7 @@ class Optimizer:
 
     def clip(self, max_norm: float) -> Tensor:
         """Scales the dense gradients to a total norm of at most `max_norm`; returns the norm before."""
-        return torch.nn.utils.clip_grad_norm_(self._ranker.dense_parameters().values(), max_norm)
+        return torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
 
     def step(self) -> None:
         """Updates the dense parameters; backward() has updated the tables."""
