@@ -1,6 +1,7 @@
 """Attention kernels beside their PyTorch references. A leaf: torch and triton only."""
 
 from kernels.attention import hstu_attention
+from kernels.bags import bag_sum, bag_sum_gradient
 from kernels.cached import hstu_attention_cached
 from kernels.carriers import GatedNorm, Projections, QuantisedRows, STUSettings, STUWeights
 from kernels.gemm import linear, project_uvqk
@@ -20,6 +21,8 @@ __all__ = [
     "QuantisedRows",
     "STUSettings",
     "STUWeights",
+    "bag_sum",
+    "bag_sum_gradient",
     "concat_jagged",
     "gated_norm",
     "hstu_attention",

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-SCRIPTS = ("triton_checks.py", "triton_layer_checks.py", "triton_ops_checks.py")
+SCRIPTS = ("triton_checks.py", "triton_bags_checks.py", "triton_layer_checks.py", "triton_ops_checks.py")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

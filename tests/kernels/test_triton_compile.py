@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 
 import kernels  # noqa: E402
 from kernels import AttentionMask, AttentionPlan, GatedNorm, STUSettings, STUWeights  # noqa: E402
+from kernels.bag_sum import sums  # noqa: E402
 from kernels.hstu import cached, function  # noqa: E402
 from kernels.hstu import tiles as attention_tiles  # noqa: E402
 from kernels.layer import gemms, norms, stu_function  # noqa: E402
@@ -72,7 +73,9 @@ class Launch:
     def name(self):
         """The kernel and the switches that make it another program."""
         given = {self.kernel.arg_names[path[0]]: value for path, value in self.constants.items()}
-        switches = [x.lower() for x in ("SCALED", "BIAS", "SILU", "PRE", "RESIDUAL", "QUANTISE", "DROPOUT", "CACHED")]
+        switches = [
+            x.lower() for x in ("ADD", "SCALED", "BIAS", "SILU", "PRE", "RESIDUAL", "QUANTISE", "DROPOUT", "CACHED")
+        ]
         chosen = [x for x in switches if given.get(x.upper())]
         return " ".join([self.kernel.__name__.removesuffix("_kernel"), *chosen])
 
@@ -111,6 +114,16 @@ def run_alone(case, weights, tokens):
     cached.attention_over_cache(q, q, q, candidate_offsets_B1=offsets, cache_offsets_B1=offsets, alpha=0.1)
     x = empty(tokens, 512, dtype=case.dtype)
     norms.layer_norm(x, weights.norm_weight_D, weights.norm_bias_D, 1e-6).backward(x)
+    run_bags(tokens)
+
+
+def run_bags(tokens):
+    """Sums over bags of five rows and the rows' gradients."""
+    values, rows = empty(tokens - 7, 512), empty(5 * tokens, dtype=torch.int64)
+    offsets = empty(tokens + 1, dtype=torch.int64)
+    total = sums.bag_sum(values, rows, offsets, first_row=tokens)
+    sums.bag_sum(values, rows, offsets, first_row=tokens, add_to=total)
+    sums.bag_sum_gradient(total, rows, rows, values, first_row=tokens)
 
 
 def record(backend, case_name, found, tokens=TOKENS):

@@ -1,0 +1,74 @@
+"""Launches the kernels of sums over bags."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.bag_sum.sum_kernels import add_shares_kernel, bag_gradient_kernel, bag_sum_kernel
+from kernels.launch import cdiv, next_power_of_2, num_multiprocessors
+
+_MAX_COLUMNS, _COLUMNS_PER_WARP = 512, 128
+# Slots of a bag, and shares of a row, that a program loads at once.
+_SLOTS, _SHARES = 8, 16
+# Chunks of the gradient for each multiprocessor, and the slots of the smallest; a program takes four at once.
+_CHUNKS, _MIN_CHUNK, _AT_ONCE = 16, 32, 4
+
+
+def bag_sum(
+    values: Tensor, rows: Tensor, offsets: Tensor, *, first_row: int = 0, add_to: Tensor | None = None
+) -> Tensor:
+    """The sums, added to others in place where they are given.
+
+    Raises:
+        NotImplementedError: values that are not fp32, or rows in memory that are not one after the other.
+    """
+    num_bags, dim = offsets.numel() - 1, values.shape[1]
+    out = torch.empty(num_bags, dim, device=values.device) if add_to is None else add_to
+    _check(values, out)
+    if out.numel() > 0:
+        columns, fixed = _blocks(dim)
+        with torch.cuda.device_of(values):
+            bag_sum_kernel[(num_bags, columns)](
+                values, rows, offsets, out, first_row, values.shape[0], ROWS=_SLOTS, ADD=add_to is not None, **fixed
+            )
+    return out
+
+
+def bag_sum_gradient(gradient: Tensor, bags: Tensor, rows: Tensor, out: Tensor, *, first_row: int = 0) -> Tensor:
+    """Writes the rows' gradients.
+
+    Raises:
+        NotImplementedError: as bag_sum.
+    """
+    gradient = gradient.contiguous()
+    _check(gradient, out)
+    num_slots, dim = rows.numel(), out.shape[1]
+    if num_slots > 0 and dim > 0:
+        wave = _CHUNKS * num_multiprocessors(out.device) * _AT_ONCE
+        chunk = max(cdiv(num_slots, wave) * _AT_ONCE, _MIN_CHUNK)
+        chunks, (columns, fixed) = cdiv(num_slots, chunk), _blocks(dim)
+        shares = torch.empty(chunks, 2, dim, device=out.device)
+        with torch.cuda.device_of(out):
+            bag_gradient_kernel[(chunks, columns)](
+                gradient, bags, rows, out, shares, first_row, num_slots, chunk, **fixed
+            )
+            add_shares_kernel[(chunks, columns)](rows, out, shares, first_row, num_slots, chunk, ROWS=_SHARES, **fixed)
+    return out
+
+
+@cache
+def _blocks(dim: int) -> tuple[int, dict[str, int]]:
+    """How many blocks of columns there are, and the kernels' compile-time arguments."""
+    block = min(next_power_of_2(dim), _MAX_COLUMNS)
+    return cdiv(dim, block), {"DIM": dim, "BLOCK": block, "num_warps": max(1, block // _COLUMNS_PER_WARP)}
+
+
+def _check(*matrices: Tensor) -> None:
+    for matrix in matrices:
+        if matrix.dtype != torch.float32 or not matrix.is_contiguous():
+            raise NotImplementedError(
+                f'impl "triton" sums contiguous fp32 rows, not {matrix.dtype} with strides {matrix.stride()}'
+            )

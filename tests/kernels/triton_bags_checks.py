@@ -1,0 +1,168 @@
+"""Checks of the Triton sums over bags against fp64; the tests run it in a process of its own.
+
+    TRITON_INTERPRET=1 python tests/kernels/triton_bags_checks.py cpu
+    python tests/kernels/triton_bags_checks.py cuda
+
+Uninitialised memory is NaN throughout, and so is what surrounds the rows in memory.
+"""
+
+import random
+
+import torch
+from triton_checks import compare, run_all
+
+from kernels import bag_sum, bag_sum_gradient, lengths_to_offsets
+from kernels.jagged import request_of_rows
+
+
+def between_nans(*shape, device):
+    """A matrix with NaN before and behind it."""
+    buffer = torch.full((shape[0] + 2, *shape[1:]), float("nan"), device=device)
+    buffer[1:-1] = torch.randn(*shape, device=device)
+    return buffer[1:-1]
+
+
+def rows_of(lengths, num_rows, first_row, device):
+    """Rows of the slots: a few rows in most bags, others once or never, some of no interest."""
+    total = sum(lengths)
+    spread = torch.randint(-2, first_row + num_rows + 3, (total,), device=device)
+    common = torch.randint(first_row, first_row + min(num_rows, 2) + 1, (total,), device=device)
+    return torch.where(torch.rand(total, device=device) < 0.5, spread, common)
+
+
+def exact_sum(values, rows, offsets, first_row, base):
+    bags = request_of_rows(offsets, rows.numel())
+    here = (rows >= first_row) & (rows < first_row + len(values))
+    return base.double().index_add(0, bags[here], values.double()[rows[here] - first_row])
+
+
+def check_sum(device, lengths, num_rows, dim, *, first_row=0, dtype=torch.int64):
+    values, base = between_nans(num_rows, dim, device=device), between_nans(len(lengths), dim, device=device)
+    rows = rows_of(lengths, num_rows, first_row, device)
+    offsets = lengths_to_offsets(torch.tensor(lengths, dtype=torch.int64, device=device))
+    found = bag_sum(values, rows.to(dtype), offsets, impl="triton", first_row=first_row)
+    zeros = torch.zeros_like(base)
+    matches("sum", found, exact_sum(values, rows, offsets, first_row, zeros))
+    expected = exact_sum(values, rows, offsets, first_row, base)
+    added = bag_sum(values, rows.to(dtype), offsets, impl="triton", first_row=first_row, add_to_ND=base)
+    assert added is base
+    matches("sum added to another", added, expected)
+
+
+def check_gradient(device, counts, num_bags, dim, *, first_row=0, dtype=torch.int64):
+    """`counts` says how often each row occurs."""
+    count_U = torch.tensor(counts, dtype=torch.int64, device=device)
+    rows = torch.arange(len(counts), device=device).repeat_interleave(count_U)
+    bags = torch.randint(0, num_bags, (sum(counts),), device=device)
+    gradient = between_nans(num_bags, dim, device=device)
+    outs = [torch.full((len(counts), dim), float("nan"), device=device) for _ in range(2)]
+    for out in outs:
+        given = (rows + first_row).to(dtype)
+        result = bag_sum_gradient(gradient, bags.to(dtype), given, out_UD=out, impl="triton", first_row=first_row)
+        assert result is out
+    assert torch.equal(*outs), "a second run differs"
+    zeros = torch.zeros(len(counts), dim, dtype=torch.float64, device=device)
+    matches("gradient", outs[0], zeros.index_add(0, rows, gradient.double()[bags]))
+
+
+def matches(name, found, exact):
+    assert found.shape == exact.shape
+    if found.numel() > 0:
+        compare(name, found, exact, torch.float32)
+
+
+def check_ragged(device, examples, longest):
+    generator = random.Random(3)
+    for example in range(examples):
+        dim = generator.choice((1, 4, 24, 128, 200))
+        options = {"first_row": generator.choice((0, 5)), "dtype": (torch.int64, torch.int32)[example % 2]}
+        lengths = [generator.choice((0, 1, generator.randint(0, longest))) for _ in range(generator.randint(1, 9))]
+        check_sum(device, lengths, generator.choice((0, 1, 7, 40)), dim, **options)
+        counts = [
+            generator.choice((1, 2, 5, generator.randint(1, 10 * longest))) for _ in range(generator.randint(1, 9))
+        ]
+        check_gradient(device, counts, generator.choice((1, 2, 30)), dim, **options)
+
+
+def check_chunks(device):
+    """Rows that end, begin and go on at chunks of 32 slots, in all mixes of such counts."""
+    for counts in ((32, 32), (31, 1, 32), (33, 31), (64, 1, 63), (96,), (1, 95), (1,) * 70, (40, 90, 3), (700,)):
+        check_gradient(device, counts, 5, 8)
+
+
+def check_nothing(device):
+    check_sum(device, [], 3, 8)
+    check_sum(device, [0, 0, 0], 3, 8)
+    check_sum(device, [2, 0, 5], 0, 8)
+    check_gradient(device, [], 3, 8)
+
+
+def check_wide(device):
+    check_sum(device, [3, 0, 9], 6, 1100)
+    check_gradient(device, [40, 1, 2], 4, 1100)
+
+
+def check_refusals(device):
+    offsets = torch.tensor([0, 1], device=device)
+    rows = torch.zeros(1, dtype=torch.int64, device=device)
+    for values, message in (
+        (torch.ones(2, 8, dtype=torch.float64, device=device), "torch.float64"),
+        (torch.ones(8, 2, device=device).T, "strides (1, 2)"),
+    ):
+        refusal = ""
+        try:
+            bag_sum(values, rows, offsets, impl="triton")
+        except NotImplementedError as error:
+            refusal = str(error)
+        assert message in refusal, f"{message} was not refused: {refusal!r}"
+
+
+def check_large(device):
+    """What a rank of a training step asks another for: a few rows in a third of all bags each, most in 1 to 5."""
+    num_bags, num_rows, dim, slots = 131_072, 110_000, 512, 9
+    rows = torch.randint(0, num_rows, (num_bags, slots), device=device)
+    rows[:, :3] = torch.randint(0, 6, (num_bags, 3), device=device)
+    rows[:, 3:5] = -1
+    rows[:, 5][torch.rand(num_bags, device=device) < 0.5] = num_rows + 7
+    rows[:num_rows, 8] = torch.arange(num_rows, device=device)
+    flat, offsets = rows.flatten(), torch.arange(num_bags + 1, device=device) * slots
+    values, gradient = (torch.randn(n, dim, device=device) for n in (num_rows, num_bags))
+    found = bag_sum(values, flat, offsets, impl="triton")
+    matches("large sum", found, exact_sum(values, flat, offsets, 0, torch.zeros_like(found)))
+    ordered, order = flat.sort(stable=True)
+    here = (ordered >= 0) & (ordered < num_rows)
+    bags, ordered = (order // slots)[here], ordered[here]
+    out = torch.full_like(values, float("nan"))
+    bag_sum_gradient(gradient, bags, ordered, out_UD=out, impl="triton")
+    exact = torch.zeros(num_rows, dim, dtype=torch.float64, device=device)
+    for part in range(0, dim, 64):
+        columns = slice(part, part + 64)
+        exact[:, columns] = exact[:, columns].index_add(0, ordered, gradient[:, columns].double()[bags])
+    matches("large gradient", out, exact)
+
+
+def check_far_addresses(device):
+    """Elements beyond 2^31."""
+    num_rows, dim = (1 << 22) + 9, 512
+    values = torch.ones(num_rows, dim, device=device)
+    rows = torch.tensor([num_rows - 1, 0, num_rows - 1], device=device)
+    found = bag_sum(values, rows, torch.tensor([0, 2, 3], device=device), impl="triton")
+    assert found.sum(1).tolist() == [2 * dim, dim]
+    bags, out = torch.tensor([num_rows - 1] * 3, device=device), torch.empty(1, dim, device=device)
+    bag_sum_gradient(values, bags, torch.zeros_like(bags), out_UD=out, impl="triton")
+    assert (out == 3).all()
+
+
+def checks(device):
+    yield "refusals", lambda: check_refusals(device)
+    yield "nothing", lambda: check_nothing(device)
+    yield "chunks", lambda: check_chunks(device)
+    yield "wide rows", lambda: check_wide(device)
+    yield "ragged", lambda: check_ragged(device, 8 if device == "cpu" else 60, 12 if device == "cpu" else 900)
+    if device == "cuda":
+        yield "large", lambda: check_large(device)
+        yield "far addresses", lambda: check_far_addresses(device)
+
+
+if __name__ == "__main__":
+    run_all(checks)
