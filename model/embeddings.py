@@ -16,12 +16,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from features.spec import CategoricalField, FeatureSpec
-from kernels import lengths_to_offsets
 from kernels.jagged import request_of_rows
 from model.batch import Batch, UIHStream
 from model.config import ModelConfig
@@ -99,6 +99,7 @@ class TokenEmbeddings(nn.Module):
     """Holds the tables and composes the tokens of a batch."""
 
     bit_A: Tensor
+    group_begin_G: Tensor
     user_columns: Tensor
     position_edges: Tensor
     age_edges: Tensor
@@ -116,7 +117,9 @@ class TokenEmbeddings(nn.Module):
         """
         super().__init__()
         self.streams = {name: spec.streams.index(name) for name in config.streams}
-        self.group_sizes = [len(group) for group in config.contextual]
+        sizes = [len(group) for group in config.contextual]
+        group_begin_G = torch.tensor([0, *accumulate(sizes)][: len(sizes)], dtype=torch.int64, device=device)
+        self.register_buffer("group_begin_G", group_begin_G, persistent=False)
         self.has_actions = config.action_encoding != "none"
         self.has_intensity = config.action_encoding == "heterogeneous"
         self.tokens_per_event = tokens_per_event(config)
@@ -168,7 +171,7 @@ class TokenEmbeddings(nn.Module):
         contextual, *histories, scored = self._lookup(rows)
         requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)
         return EmbeddedTokens(
-            contextual=JaggedTokens(contextual, requests_B1 * len(self.group_sizes)),
+            contextual=JaggedTokens(contextual, requests_B1 * self.group_begin_G.numel()),
             histories={
                 name: self._history(values_TD, stream)
                 for (name, stream), values_TD in zip(streams.items(), histories, strict=True)
@@ -217,15 +220,16 @@ class TokenEmbeddings(nn.Module):
 
     def _lookup(self, rows: list[Tensor]) -> tuple[Tensor, ...]:
         """Sums the rows of each token; the first entry holds users, whose columns make a token per group."""
-        present = [rows_NF >= 0 for rows_NF in rows]
-        lengths = [present_NF.sum(dim=1) for present_NF in present]
-        groups = [member_BF.sum(dim=1) for member_BF in present[0].split(self.group_sizes, dim=1)]
-        lengths[0] = torch.stack(groups, dim=1).flatten() if groups else lengths[0][:0]
-        # Those that are there of all kinds at once: a GPU's host waits for their number.
-        all_rows = torch.cat([rows_NF.flatten() for rows_NF in rows])
-        rows_L = all_rows[all_rows >= 0]
-        values_ND = self.tables(rows_L, lengths_to_offsets(torch.cat(lengths)))
-        return values_ND.split([part.numel() for part in lengths])
+        users_BF, *others = rows
+        requests_B = torch.arange(users_BF.shape[0], device=users_BF.device)
+        begins = [(requests_B[:, None] * users_BF.shape[1] + self.group_begin_G).flatten()]
+        end = users_BF.numel()
+        for rows_NF in others:
+            begin, end = end, end + rows_NF.numel()
+            begins.append(torch.arange(begin, end, rows_NF.shape[1], device=rows_NF.device))
+        offsets_N1 = torch.cat([*begins, requests_B.new_full((1,), end)])
+        values_ND = self.tables(torch.cat([rows_NF.flatten() for rows_NF in rows]), offsets_N1)
+        return values_ND.split([begin_N.numel() for begin_N in begins])
 
 
 def tokens_per_event(config: ModelConfig) -> int:

@@ -19,9 +19,16 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor, nn
 
 from features.spec import CategoricalField
+from kernels import lengths_to_offsets
 
 ADAGRAD_EPSILON = 1.0e-8
 _ROWS_DRAWN_AT_ONCE = 1 << 18
+
+
+def present_rows(rows_K: Tensor, offsets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of bags without those that are -1, and their offsets; a GPU's host waits for their number."""
+    is_present_K = rows_K >= 0
+    return rows_K[is_present_K], lengths_to_offsets(is_present_K)[offsets_N1]
 
 
 class EmbeddingTables(nn.Module):
@@ -75,16 +82,20 @@ class EmbeddingTables(nn.Module):
             device=device,
         )
 
-    def forward(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
+    def forward(self, rows_K: Tensor, offsets_N1: Tensor) -> Tensor:
         """Sums of rows.
 
         Args:
-            rows_L: (L,) int64, rows of the physical table: first_row[name] + code.
-            offsets_N1: (N + 1,) int64, bag n sums rows_L[offsets[n] : offsets[n + 1]].
+            rows_K: (K,) int64, rows of the physical table: first_row[name] + code; -1 adds nothing.
+            offsets_N1: (N + 1,) int64, bag n sums rows_K[offsets[n] : offsets[n + 1]].
 
         Returns:
             (N, D) float32.
         """
+        return self.sum_rows(*present_rows(rows_K, offsets_N1))
+
+    def sum_rows(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
+        """Sums of rows held here, by their places among these, all of them present."""
         if not torch.is_inference_mode_enabled():
             return self.lookup(rows_L, offsets_N1)
         # fbgemm's CPU lookup exists for autograd's dispatch only, which inference mode leaves out.

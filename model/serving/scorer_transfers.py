@@ -19,7 +19,7 @@ from model.serving.precision import Precision
 from model.serving.quantize import RowFormat, TableFormat
 from model.serving.quantize_tables import Placement, QuantizedTables
 from model.serving.scorer_model import ServedModel
-from model.tables import EmbeddingTables
+from model.tables import EmbeddingTables, present_rows
 
 _REPEATS = 30
 _SMALL_ROWS = 1000
@@ -117,7 +117,7 @@ def _looked_up(model: ServedModel, tables: QuantizedTables, batch: Batch) -> tup
     embeddings = TokenEmbeddings(model.config, model.spec, device=model.device, tables=cast(EmbeddingTables, tables))
     embeddings(batch.to(model.device))
     handle.remove()
-    return asked[0]
+    return present_rows(*asked[0])
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:

@@ -90,10 +90,27 @@ class World:
 
     def exchange(self, values_V: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> Tensor:
         """Sends the first send_counts[0] rows to rank 0 and so on; returns what the ranks sent here, by rank."""
-        received = values_V.new_empty((sum(receive_counts), *values_V.shape[1:]))
+        return self.start_exchange(values_V, send_counts, receive_counts)()
+
+    def start_exchange(
+        self, values_V: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], *, into: Tensor | None = None
+    ) -> Callable[[], Tensor]:
+        """Begins an exchange, received `into` contiguous rows if they are given.
+
+        Returns:
+            what ends it, without stopping a GPU's host, and gives what was received.
+        """
+        received = values_V.new_empty((sum(receive_counts), *values_V.shape[1:])) if into is None else into
+        values_V = values_V.contiguous()
         with self._contact():
-            dist.all_to_all_single(received, values_V.contiguous(), list(receive_counts), list(send_counts))
-        return received
+            work = dist.all_to_all_single(received, values_V, list(receive_counts), list(send_counts), async_op=True)
+
+        def finish() -> Tensor:
+            with self._contact():
+                work.wait()
+            return received
+
+        return finish
 
     def sum_host(self, array: np.ndarray) -> np.ndarray:
         """The sum of a host array over ranks."""

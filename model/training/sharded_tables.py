@@ -1,34 +1,98 @@
-"""Embedding tables whose rows are dealt out to the ranks: row r of a table lives on rank r % ranks, with its optimizer.
+"""Embedding tables whose rows are dealt out to the ranks: row r of a table lives on rank r % ranks with its optimizer.
 
-A bag is the sum of two: of the rows that this rank holds, and of those that it fetches from their owners, each distinct
-row once.
+A rank gets each distinct row of its bags once, from its owner or from its own memory, and sums them itself:
 
     distinct rows --all-to-all--> owners look them up --all-to-all--> sums of bags          forward
     gradients of distinct rows <-- all-to-all -- gradients of bags                          backward
 
-An owner looks up its own bags and what the others want in one call of fbgemm's, whose fused exact row-wise Adagrad adds
-up the gradients of a row before it updates it once: the same step that one process would take. What travels is a row
-per distinct id, not a bag's partial sum per rank, and no rank holds a second copy of a table.
+An owner looks up its own distinct rows and what the others want in one call of fbgemm's, whose fused exact row-wise
+Adagrad adds up the gradients of a row before it updates it once: the same step that one process would take. What
+travels is a row per distinct id, not a bag's partial sum per rank, and no rank holds a second copy of a table.
 
-Legend: L codes, N bags, M codes of rows that other ranks hold, U their distinct rows, V rows that the others need of
-this rank, D width.
+All of it follows from one sort of the codes, by owner and row, the own rows behind the others:
+
+    codes sorted       a a b | c c c | d e e e | -          rows of other ranks, own rows, absent
+    rows they have     0 0 1 | 2 2 2 | 3 4 4 4 | 5          numbers of distinct rows: O of others, U in all
+
+While the others' rows travel, the own ones are summed; while the gradients of the others' rows travel, those of the
+own are. The host waits once, for how many rows go where.
+
+Legend: K slots of codes, M of them present, N bags, U distinct rows, O of them on other ranks, V rows that the others
+want of this rank, I rows that it has itself of its own, S = V + I rows looked up here, R ranks, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from features.spec import CategoricalField
-from kernels import lengths_to_offsets
+from kernels import bag_sum, bag_sum_gradient, lengths_to_offsets
+from kernels.jagged import request_of_rows
 from model.tables import EmbeddingTables
 from model.training.distributed import World
 
 _MAX_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class _SortedCodes:
+    """Codes in the order of the drawing.
+
+    Attributes:
+        place_K1: where a code's row lies, rank behind rank and this one last; beyond all of them where it is absent, as
+            one code that is added to the end always is.
+        slot_K1: of each code.
+        row_K1: number of each code's distinct row.
+    """
+
+    place_K1: Tensor
+    slot_K1: Tensor
+    row_K1: Tensor
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """What the host knows of a lookup.
+
+    Attributes:
+        needed, wanted: distinct rows that this rank needs of each other one, and that each wants of it.
+        own_rows: distinct rows of this rank's bags that it holds itself.
+        others_codes, codes: codes of the others' rows, and of all.
+    """
+
+    needed: Sequence[int]
+    wanted: Sequence[int]
+    own_rows: int
+    others_codes: int
+    codes: int
+
+    @property
+    def others_rows(self) -> int:
+        """O."""
+        return sum(self.needed)
+
+    @property
+    def wanted_rows(self) -> int:
+        """V."""
+        return sum(self.wanted)
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """What the sums are made of: (N + 1,) offsets of bags, their codes, and how the values come here."""
+
+    offsets_N1: Tensor
+    codes: _SortedCodes
+    traffic: _Traffic
+    world: World
+    impl: str
 
 
 class ShardedEmbeddingTables(EmbeddingTables):
@@ -38,32 +102,32 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Allocates this rank's rows, not yet initialised; arguments as EmbeddingTables."""
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
         self._world = world
+        self._impl = "triton" if device.type == "cuda" else "reference"
         self._before_backward: Callable[[], None] | None = None
+        # Narrow places are sorted faster.
+        self._end = world.size * self.rows_per_shard
+        self._dtype = torch.int32 if self._end <= _MAX_INT32 else torch.int64
+        others = [rank for rank in range(world.size) if rank != world.rank]
+        turn_R = torch.tensor([*others, world.rank]).argsort()
+        self._turn_R = turn_R.to(device)
+        self._first_place_R = (turn_R * self.rows_per_shard).to(device, self._dtype)
+        self._bound_R1 = (torch.arange(world.size + 1) * self.rows_per_shard).to(device, self._dtype)
 
     def call_before_backward(self, function: Callable[[], None]) -> None:
         """Calls a function once, when the next backward() has the gradients of all bags and begins with the tables."""
         self._before_backward = function
 
-    def forward(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
+    def forward(self, rows_K: Tensor, offsets_N1: Tensor) -> Tensor:
         """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too."""
-        world, device, num_bags = self._world, rows_L.device, offsets_N1.numel() - 1
-        is_mine_L = rows_L % world.size == world.rank
-        mine_N1 = lengths_to_offsets(is_mine_L)[offsets_N1]
-        places_U, inverse_M = self._places(rows_L[~is_mine_L]).unique(return_inverse=True)
-        first_R1 = torch.arange(world.size + 1, dtype=places_U.dtype, device=device) * self.rows_per_shard
-        needed_R = torch.searchsorted(places_U, first_R1).diff()
-        wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
-        needed, wanted = torch.stack([needed_R, wanted_R]).tolist()
-        wanted_V = world.exchange(places_U % self.rows_per_shard, needed, wanted)
-        # One call for the bags of rows held here and, a row a bag, for what the others want.
-        sums = super().forward(
-            torch.cat([rows_L[is_mine_L] // world.size, wanted_V]),
-            torch.cat([mine_N1, mine_N1[-1] + torch.arange(1, wanted_V.numel() + 1, device=device)]),
-        )
-        mine_ND, values_VD = sums.split([num_bags, wanted_V.numel()])
-        values_UD = _Exchange.apply(values_VD, world, wanted, needed)
-        others_N1 = offsets_N1 - mine_N1
-        values_ND = mine_ND + embedding_bag(inverse_M, values_UD, others_N1, mode="sum", include_last_offset=True)
+        codes = self._sorted(rows_K)
+        traffic = self._traffic(codes)
+        place_U1 = torch.empty_like(codes.place_K1).scatter_(0, codes.row_K1, codes.place_K1)
+        parts = place_U1[: traffic.others_rows + traffic.own_rows] % self.rows_per_shard
+        needed_O, own_I = parts.split([traffic.others_rows, traffic.own_rows])
+        wanted_V = self._world.exchange(needed_O, traffic.needed, traffic.wanted)
+        rows_S = torch.cat([wanted_V, own_I]).long()
+        values_SD = self.sum_rows(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device))
+        values_ND = _SumOfRanks.apply(values_SD, _Lookup(offsets_N1, codes, traffic, self._world, self._impl))
         if values_ND.requires_grad:
             values_ND.register_hook(self._begin_backward)
         return values_ND
@@ -73,20 +137,53 @@ class ShardedEmbeddingTables(EmbeddingTables):
         if function:
             function()
 
-    def _places(self, rows_M: Tensor) -> Tensor:
-        """Rows in the order of their owners, then by the row within it; narrow ones are sorted faster."""
-        places_M = rows_M % self._world.size * self.rows_per_shard + rows_M // self._world.size
-        return places_M.int() if self._world.size * self.rows_per_shard <= _MAX_INT32 else places_M
+    def _sorted(self, rows_K: Tensor) -> _SortedCodes:
+        rows_K, size = rows_K.to(self._dtype), self._world.size
+        place_K = self._first_place_R[rows_K % size] + rows_K // size
+        place_K1 = pad(place_K.masked_fill_(rows_K < 0, self._end), (0, 1), value=self._end)
+        place_K1, slot_K1 = place_K1.sort(stable=True)
+        return _SortedCodes(place_K1, slot_K1, lengths_to_offsets(place_K1[1:] != place_K1[:-1]))
+
+    def _traffic(self, codes: _SortedCodes) -> _Traffic:
+        """Tells the owners how many rows are wanted; the host's one wait for a GPU."""
+        world = self._world
+        code_R1 = torch.searchsorted(codes.place_K1, self._bound_R1)
+        needed_R = codes.row_K1[code_R1].diff()[self._turn_R]
+        wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
+        *counts, others_codes, num_codes = torch.cat([needed_R, wanted_R, code_R1[-2:]]).tolist()
+        needed, wanted = counts[: world.size], counts[world.size :]
+        own_rows, needed[world.rank], wanted[world.rank] = needed[world.rank], 0, 0
+        return _Traffic(needed, wanted, own_rows, others_codes, num_codes)
 
 
-class _Exchange(torch.autograd.Function):
-    """World.exchange; gradients travel back."""
+class _SumOfRanks(torch.autograd.Function):
+    """Sends the others what they want of the rows that were looked up, and sums own rows and theirs over the bags."""
 
     @staticmethod
-    def forward(ctx: Any, values_VD: Tensor, world: World, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        ctx.world, ctx.send, ctx.receive = world, send, receive
-        return world.exchange(values_VD, send, receive)
+    def forward(ctx: Any, values_SD: Tensor, lookup: _Lookup) -> Tensor:
+        codes, traffic, impl = lookup.codes, lookup.traffic, lookup.impl
+        wanted_VD, own_ID = values_SD.split([traffic.wanted_rows, traffic.own_rows])
+        others_OD = lookup.world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
+        num_slots = codes.slot_K1.numel() - 1
+        row_K = torch.empty_like(codes.row_K1).scatter_(0, codes.slot_K1, codes.row_K1)[:num_slots]
+        bag_M = request_of_rows(lookup.offsets_N1, num_slots)[codes.slot_K1[: traffic.codes]]
+        ctx.save_for_backward(bag_M, codes.row_K1[: traffic.codes])
+        ctx.lookup = lookup
+        sums_ND = bag_sum(own_ID, row_K, lookup.offsets_N1, impl=impl, first_row=traffic.others_rows)
+        return bag_sum(others_OD(), row_K, lookup.offsets_N1, impl=impl, add_to_ND=sums_ND)
 
     @staticmethod
-    def backward(ctx: Any, gradient_UD: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.world.exchange(gradient_UD, ctx.receive, ctx.send), None, None, None
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        traffic, impl, gradient_ND = ctx.lookup.traffic, ctx.lookup.impl, gradients[0]
+        others, own = slice(traffic.others_codes), slice(traffic.others_codes, None)
+        bag_M, row_M = ctx.saved_tensors
+        of_others_OD = gradient_ND.new_empty(traffic.others_rows, gradient_ND.shape[1])
+        bag_sum_gradient(gradient_ND, bag_M[others], row_M[others], out_UD=of_others_OD, impl=impl)
+        # fbgemm wants them in one piece: what the others send comes straight to its place beside the own ones.
+        gradient_SD = gradient_ND.new_empty(traffic.wanted_rows + traffic.own_rows, gradient_ND.shape[1])
+        wanted_VD, own_ID = gradient_SD.split([traffic.wanted_rows, traffic.own_rows])
+        finish = ctx.lookup.world.start_exchange(of_others_OD, traffic.needed, traffic.wanted, into=wanted_VD)
+        bag_sum_gradient(gradient_ND, bag_M[own], row_M[own], out_UD=own_ID, impl=impl, first_row=traffic.others_rows)
+        finish()
+        return gradient_SD, None

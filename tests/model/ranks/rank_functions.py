@@ -63,19 +63,26 @@ def collectives(world, _):
         "first": world.from_first(f"rank {world.rank}"),
         "objects": world.gather_objects(world.rank),
         "exchanged": world.exchange(rows, send, receive)[:, 0].tolist(),
+        "into": _received_into(world, rows, send, receive),
         "part": list(range(7))[world.part(7)],
     }
 
 
+def _received_into(world, rows, send, receive):
+    into = torch.full((sum(receive), 2), torch.nan)
+    assert world.start_exchange(rows, send, receive, into=into)() is into
+    return into[:, 1].tolist()
+
+
 def bags_of(step, rank):
-    """Codes and offsets of a rank's bags, different in size; rank 1 has none in step 1."""
+    """Codes and offsets of a rank's bags, different in size; rank 1 has none in step 1, nobody in step 2."""
     generator = torch.Generator().manual_seed(10 * step + rank)
-    lengths = [3, 0, 2] if rank == 0 else ([] if step == 1 else [4])
+    lengths = [[30, 0, 2] if rank == 0 else [4], [3] if rank == 0 else [], [], [5, 40]][step]
     return torch.randint(0, 23, (sum(lengths),), generator=generator), torch.tensor([0, *np.cumsum(lengths)])
 
 
 def tables_of(world, num_bag_ranks):
-    """Three steps of lookups and updates; with one rank, of the bags of `num_bag_ranks` ranks together."""
+    """Four steps of lookups and updates; with one rank, of the bags of `num_bag_ranks` ranks together."""
     torch.manual_seed(3)
     if world.size == 1:
         tables = EmbeddingTables(FIELDS, 8, device=CPU)
@@ -84,13 +91,13 @@ def tables_of(world, num_bag_ranks):
     tables.initialise(0.5)
     tables.set_learning_rate(0.1)
     outputs = []
-    for step in range(3):
+    for step in range(4):
         ranks = range(num_bag_ranks) if world.size == 1 else [world.rank]
         bags = [bags_of(step, rank) for rank in ranks]
         codes = torch.cat([codes for codes, _ in bags])
         lengths = torch.cat([offsets.diff() for _, offsets in bags])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        rows = codes + tables.first_row["item"]
+        rows = torch.where(codes > 0, codes + tables.first_row["item"], -1)
         out = tables(rows, offsets)
         (out**2).sum().backward()
         outputs.append(out.detach())

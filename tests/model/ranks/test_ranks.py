@@ -33,7 +33,7 @@ def test_what_ranks_tell_each_other(run_ranks):
         assert found[rank]["tensor"] == [3]
         assert found[rank]["first"] == "rank 0"
         assert found[rank]["objects"] == [0, 1]
-        assert found[rank]["exchanged"] == [0.0] * 1 + [1.0] * 2
+        assert found[rank]["exchanged"] == found[rank]["into"] == [0.0] * 1 + [1.0] * 2
     assert [found[rank]["part"] for rank in range(2)] == [[0, 1, 2], [3, 4, 5, 6]]
 
 
