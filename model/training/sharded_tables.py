@@ -50,11 +50,13 @@ class _SortedCodes:
             one code that is added to the end always is.
         slot_K1: of each code.
         row_K1: number of each code's distinct row.
+        held_U1: where each distinct row lies among those that its rank holds; as long as the codes.
     """
 
     place_K1: Tensor
     slot_K1: Tensor
     row_K1: Tensor
+    held_U1: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class _Traffic:
     def others_rows(self) -> int:
         """O."""
         return sum(self.needed)
+
+    @property
+    def rows(self) -> int:
+        """U."""
+        return self.others_rows + self.own_rows
 
     @property
     def wanted_rows(self) -> int:
@@ -117,17 +124,22 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Calls a function once, when the next backward() has the gradients of all bags and begins with the tables."""
         self._before_backward = function
 
-    def forward(self, rows_K: Tensor, offsets_N1: Tensor) -> Tensor:
-        """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too."""
+    def forward(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Tensor:
+        """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too.
+
+        The host waits for what the other ranks want, and learns with it what `num_present` would tell.
+        """
         codes = self._sorted(rows_K)
         traffic = self._traffic(codes)
-        place_U1 = torch.empty_like(codes.place_K1).scatter_(0, codes.row_K1, codes.place_K1)
-        parts = place_U1[: traffic.others_rows + traffic.own_rows] % self.rows_per_shard
-        needed_O, own_I = parts.split([traffic.others_rows, traffic.own_rows])
+        needed_O, own_I = codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
         wanted_V = self._world.exchange(needed_O, traffic.needed, traffic.wanted)
+        # What the others wait for goes first. The one lookup has these rows too: their gradients come back through it.
+        wanted_VD = self.lookup.split_embedding_weights()[0].detach().index_select(0, wanted_V)
+        others_OD = self._world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
         rows_S = torch.cat([wanted_V, own_I]).long()
         values_SD = self.sum_rows(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device))
-        values_ND = _SumOfRanks.apply(values_SD, _Lookup(offsets_N1, codes, traffic, self._world, self._impl))
+        lookup = _Lookup(offsets_N1, codes, traffic, self._world, self._impl)
+        values_ND = _SumOfRanks.apply(values_SD, others_OD, lookup)
         if values_ND.requires_grad:
             values_ND.register_hook(self._begin_backward)
         return values_ND
@@ -142,7 +154,9 @@ class ShardedEmbeddingTables(EmbeddingTables):
         place_K = self._first_place_R[rows_K % size] + rows_K // size
         place_K1 = pad(place_K.masked_fill_(rows_K < 0, self._end), (0, 1), value=self._end)
         place_K1, slot_K1 = place_K1.sort(stable=True)
-        return _SortedCodes(place_K1, slot_K1, lengths_to_offsets(place_K1[1:] != place_K1[:-1]))
+        row_K1 = lengths_to_offsets(place_K1[1:] != place_K1[:-1])
+        place_U1 = torch.empty_like(place_K1).scatter_(0, row_K1, place_K1)
+        return _SortedCodes(place_K1, slot_K1, row_K1, place_U1 % self.rows_per_shard)
 
     def _traffic(self, codes: _SortedCodes) -> _Traffic:
         """Tells the owners how many rows are wanted; the host's one wait for a GPU."""
@@ -157,24 +171,23 @@ class ShardedEmbeddingTables(EmbeddingTables):
 
 
 class _SumOfRanks(torch.autograd.Function):
-    """Sends the others what they want of the rows that were looked up, and sums own rows and theirs over the bags."""
+    """Sums own rows over the bags, then those of the others, which `others_OD` waits for; gradients take their way."""
 
     @staticmethod
-    def forward(ctx: Any, values_SD: Tensor, lookup: _Lookup) -> Tensor:
+    def forward(ctx: Any, values_SD: Tensor, others_OD: Callable[[], Tensor], lookup: _Lookup) -> Tensor:
         codes, traffic, impl = lookup.codes, lookup.traffic, lookup.impl
-        wanted_VD, own_ID = values_SD.split([traffic.wanted_rows, traffic.own_rows])
-        others_OD = lookup.world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
         num_slots = codes.slot_K1.numel() - 1
         row_K = torch.empty_like(codes.row_K1).scatter_(0, codes.slot_K1, codes.row_K1)[:num_slots]
         bag_M = request_of_rows(lookup.offsets_N1, num_slots)[codes.slot_K1[: traffic.codes]]
         ctx.save_for_backward(bag_M, codes.row_K1[: traffic.codes])
         ctx.lookup = lookup
+        own_ID = values_SD[traffic.wanted_rows :]
         sums_ND = bag_sum(own_ID, row_K, lookup.offsets_N1, impl=impl, first_row=traffic.others_rows)
         return bag_sum(others_OD(), row_K, lookup.offsets_N1, impl=impl, add_to_ND=sums_ND)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         traffic, impl, gradient_ND = ctx.lookup.traffic, ctx.lookup.impl, gradients[0]
         others, own = slice(traffic.others_codes), slice(traffic.others_codes, None)
         bag_M, row_M = ctx.saved_tensors
@@ -186,4 +199,4 @@ class _SumOfRanks(torch.autograd.Function):
         finish = ctx.lookup.world.start_exchange(of_others_OD, traffic.needed, traffic.wanted, into=wanted_VD)
         bag_sum_gradient(gradient_ND, bag_M[own], row_M[own], out_UD=own_ID, impl=impl, first_row=traffic.others_rows)
         finish()
-        return gradient_SD, None
+        return gradient_SD, None, None
