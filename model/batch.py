@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,25 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class KnownCodes:
+    """How many codes of a batch are not 0, on the host: a GPU would have to be asked how many rows a lookup reads.
+
+    Attributes:
+        users_F: of each user field.
+        fields_S: of all items and contexts in each stream's histories.
+        actions_S: of all actions there.
+        intensity_S: of all intensities there.
+        candidates: of the candidates' items and contexts.
+    """
+
+    users_F: tuple[int, ...]
+    fields_S: tuple[int, ...]
+    actions_S: tuple[int, ...]
+    intensity_S: tuple[int, ...]
+    candidates: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """B requests.
 
@@ -74,6 +94,7 @@ class Batch:
         users_BF: (B, F) int32, columns as FeatureSpec.user_fields.
         streams: one UIHStream per FeatureSpec.streams, in that order.
         candidates: what to score.
+        known: counts of these very codes, None where nobody has counted.
     """
 
     request_id_B: Tensor
@@ -82,6 +103,7 @@ class Batch:
     users_BF: Tensor
     streams: tuple[UIHStream, ...]
     candidates: Candidates
+    known: KnownCodes | None = None
 
     @property
     def num_requests(self) -> int:
@@ -98,6 +120,18 @@ class Batch:
         """History tokens of all streams and candidates."""
         return sum(stream.timestamp_ms_T.numel() for stream in self.streams) + self.num_candidates
 
+    def counted(self) -> Self:
+        """The same batch with its known codes counted; of one that lies on a GPU, this waits."""
+        streams, candidates = self.streams, self.candidates
+        known = KnownCodes(
+            users_F=tuple(map(_num_known, self.users_BF.unbind(1))),
+            fields_S=tuple(_num_known(stream.items_TF) + _num_known(stream.contexts_TX) for stream in streams),
+            actions_S=tuple(int(np.bitwise_count(s.action_mask_T.cpu().numpy()).sum()) for s in streams),
+            intensity_S=tuple(_num_known(stream.intensity_T) for stream in streams),
+            candidates=_num_known(candidates.items_CF) + _num_known(candidates.contexts_CX),
+        )
+        return replace(self, known=known)
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Self:
         """The same batch on another device."""
         return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -107,11 +141,15 @@ class Batch:
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
+def _num_known(codes: Tensor) -> int:
+    return int(np.count_nonzero(codes.cpu().numpy()))
+
+
 def map_tensors(carrier, function):
     """Applies `function` to every tensor of a carrier and of the carriers inside it; numbers stay as they are."""
     if isinstance(carrier, Tensor):
         return function(carrier)
-    if isinstance(carrier, int):
+    if carrier is None or isinstance(carrier, int):
         return carrier
     if isinstance(carrier, tuple):
         return tuple(map_tensors(part, function) for part in carrier)

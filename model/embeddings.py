@@ -127,7 +127,8 @@ class TokenEmbeddings(nn.Module):
 
         members = [name for group in config.contextual for name in group]
         user_fields = [field.name for field in spec.user_fields]
-        user_columns = torch.tensor([user_fields.index(name) for name in members], dtype=torch.int64, device=device)
+        self.member_columns = [user_fields.index(name) for name in members]
+        user_columns = torch.tensor(self.member_columns, dtype=torch.int64, device=device)
         self.register_buffer("user_columns", user_columns, persistent=False)
         self.user_rows = FieldRows([self._field(f"user.{name}") for name in members], device=device)
         items = [self._field(f"item.{field.name}") for field in spec.item_fields]
@@ -168,7 +169,7 @@ class TokenEmbeddings(nn.Module):
             *(self.history_rows[name](self._codes(stream, batch.request_ms_B)) for name, stream in streams.items()),
             self.candidate_rows(torch.cat([candidates.items_CF, candidates.contexts_CX], dim=1)),
         ]
-        contextual, *histories, scored = self._lookup(rows)
+        contextual, *histories, scored = self._lookup(rows, num_present=self.num_rows(batch))
         requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)
         return EmbeddedTokens(
             contextual=JaggedTokens(contextual, requests_B1 * self.group_begin_G.numel()),
@@ -178,6 +179,20 @@ class TokenEmbeddings(nn.Module):
             },
             candidates=JaggedTokens(scored, candidates.offsets_B1),
         )
+
+    def num_rows(self, batch: Batch) -> int | None:
+        """How many rows a batch's tokens are sums of, None where the host does not know."""
+        known = batch.known
+        if known is None:
+            return None
+        total = sum(known.users_F[column] for column in self.member_columns) + known.candidates
+        for index in self.streams.values():
+            total += known.fields_S[index]
+            total += known.actions_S[index] if self.has_actions else 0
+            total += known.intensity_S[index] if self.has_intensity else 0
+            # Every token has a position and an age.
+            total += 2 * self.tokens_per_event * sum(batch.streams[index].lengths)
+        return total
 
     def _history(self, values_TD: Tensor, stream: UIHStream) -> HistoryTokens:
         if self.tokens_per_event == 1:
@@ -218,7 +233,7 @@ class TokenEmbeddings(nn.Module):
             torch.bucketize(age_T, self.age_edges, right=True, out_int32=True)[:, None],
         ]
 
-    def _lookup(self, rows: list[Tensor]) -> tuple[Tensor, ...]:
+    def _lookup(self, rows: list[Tensor], *, num_present: int | None) -> tuple[Tensor, ...]:
         """Sums the rows of each token; the first entry holds users, whose columns make a token per group."""
         users_BF, *others = rows
         requests_B = torch.arange(users_BF.shape[0], device=users_BF.device)
@@ -228,7 +243,7 @@ class TokenEmbeddings(nn.Module):
             begin, end = end, end + rows_NF.numel()
             begins.append(torch.arange(begin, end, rows_NF.shape[1], device=rows_NF.device))
         offsets_N1 = torch.cat([*begins, requests_B.new_full((1,), end)])
-        values_ND = self.tables(torch.cat([rows_NF.flatten() for rows_NF in rows]), offsets_N1)
+        values_ND = self.tables(torch.cat([rows_NF.flatten() for rows_NF in rows]), offsets_N1, num_present=num_present)
         return values_ND.split([begin_N.numel() for begin_N in begins])
 
 

@@ -158,7 +158,7 @@ class Reader:
             world: the ranks that share each batch; each reads its part, which may be empty.
             rule: cuts histories further; all of `max_lengths` is read without one.
             index: the requests to read, all of the split unless given.
-            pin: read ahead in a thread, into page-locked memory, from where a GPU copies without a stop.
+            pin: get batches ready for a GPU in a thread that reads ahead: known codes counted, in page-locked memory.
 
         Raises:
             DataError: a shard is inconsistent.
@@ -201,7 +201,7 @@ class Reader:
             iter(self._loader) if self._num_workers else map(self._source.__getitem__, self._keys)
         )
         if self._pin:
-            batches = read_ahead(batches, Batch.pin_memory, depth=_BATCHES_AHEAD)
+            batches = read_ahead(batches, lambda batch: batch.counted().pin_memory(), depth=_BATCHES_AHEAD)
         for batch in batches:
             self._keys.delivered()
             yield batch

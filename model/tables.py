@@ -25,10 +25,15 @@ ADAGRAD_EPSILON = 1.0e-8
 _ROWS_DRAWN_AT_ONCE = 1 << 18
 
 
-def present_rows(rows_K: Tensor, offsets_N1: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of bags without those that are -1, and their offsets; a GPU's host waits for their number."""
+def present_rows(rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of bags without those that are -1, and their offsets; a GPU's host waits for their number unless given."""
     is_present_K = rows_K >= 0
-    return rows_K[is_present_K], lengths_to_offsets(is_present_K)[offsets_N1]
+    present_N1 = lengths_to_offsets(is_present_K)[offsets_N1]
+    if num_present is None:
+        return rows_K[is_present_K], present_N1
+    torch._assert_async(present_N1[-1] == num_present, "known codes were counted of another batch")
+    places_L1 = is_present_K.nonzero_static(size=num_present)
+    return rows_K.index_select(0, places_L1.flatten()), present_N1
 
 
 class EmbeddingTables(nn.Module):
@@ -82,17 +87,18 @@ class EmbeddingTables(nn.Module):
             device=device,
         )
 
-    def forward(self, rows_K: Tensor, offsets_N1: Tensor) -> Tensor:
+    def forward(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Tensor:
         """Sums of rows.
 
         Args:
             rows_K: (K,) int64, rows of the physical table: first_row[name] + code; -1 adds nothing.
             offsets_N1: (N + 1,) int64, bag n sums rows_K[offsets[n] : offsets[n + 1]].
+            num_present: how many rows are not -1; a GPU's host waits for it unless given. A wrong one is an error.
 
         Returns:
             (N, D) float32.
         """
-        return self.sum_rows(*present_rows(rows_K, offsets_N1))
+        return self.sum_rows(*present_rows(rows_K, offsets_N1, num_present))
 
     def sum_rows(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
         """Sums of rows held here, by their places among these, all of them present."""

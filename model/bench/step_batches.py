@@ -140,7 +140,7 @@ def bench_batch(
 
     total = num_requests * num_candidates
     request_B = torch.arange(num_requests, device=device)
-    return Batch(
+    batch = Batch(
         request_id_B=request_B,
         user_id_B=request_B,
         request_ms_B=torch.full((num_requests,), _REQUEST_MS, device=device),
@@ -154,3 +154,4 @@ def bench_batch(
             watch_ratio_C=torch.full((total,), torch.nan, device=device),
         ),
     )
+    return batch.counted()

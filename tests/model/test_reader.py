@@ -30,7 +30,7 @@ def assert_same(found, expected):
     elif isinstance(expected, tuple):
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other)
-    elif isinstance(expected, int):
+    elif expected is None or isinstance(expected, int):
         assert found == expected
     else:
         for part in fields(expected):

@@ -1,4 +1,4 @@
-"""What the host knows of a batch's lengths runs all layers without asking the device, and is checked by it."""
+"""What the host knows of a batch is enough for a step that asks the device nothing, and is checked by it."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import lengths_to_offsets, truncate_jagged
+from model.embeddings import TokenEmbeddings
 from model.loss import ranking_loss
 from model.ranker import Ranker
 from model.sequence import TokenSequence
@@ -16,6 +17,16 @@ from model.sequence import TokenSequence
 ASKS = {"aten::nonzero", "aten::_local_scalar_dense", "aten::masked_select"}
 TWO_STEPS = {"max_length": 24, "num_layers": 3, "local_window": 3, "global_window": 2, "pyramid": [[1, 6], [2, 2]]}
 REQUESTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=6)
+CPU = torch.device("cpu")
+CONFIGS = {
+    "as configured": {},
+    "action types": {"action_encoding": "type"},
+    "no actions": {"action_encoding": "none"},
+    "two tokens an event": {"kind": "hstu"},
+    "no contextual tokens": {"contextual": []},
+    "some user fields": {"contextual": [["city"]]},
+}
+COUNTS = [([3, 0, 20], [1, 2, 0], [2, 1, 0]), ([0, 0], [0, 0], [1, 0]), ([], [], [])]
 
 
 class Asked(TorchDispatchMode):
@@ -27,7 +38,8 @@ class Asked(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket._qualified_op_name
-        if name in ASKS:
+        picks = name == "aten::index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if picks or name in ASKS:
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 
@@ -94,3 +106,51 @@ def test_a_stream_refuses_lengths_of_another(make_batch, lengths):
 def test_lengths_go_where_the_batch_goes(make_batch):
     batch = make_batch([3, 0], [1, 2], [1, 1])
     assert [stream.lengths for stream in batch.to(torch.device("cpu")).streams] == [(3, 0), (1, 2)]
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def embeddings(request, make_config, spec):
+    module = TokenEmbeddings(make_config(**request.param), spec, device=CPU)
+    for weight in module.tables.weights().values():
+        weight.normal_()
+    return module
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_counts_give_the_rows_of_the_lookup(embeddings, make_batch, counts):
+    read = []
+    embeddings.tables.lookup.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    batch = make_batch(*counts)
+    assert embeddings.num_rows(batch) is None
+    asked, told = embeddings(batch), embeddings(batch.counted())
+    assert read == [embeddings.num_rows(batch.counted())] * 2
+    for name, tokens in asked.histories.items():
+        assert torch.equal(tokens.values_TD, told.histories[name].values_TD)
+    assert torch.equal(asked.candidates.values_TD, told.candidates.values_TD)
+    assert torch.equal(asked.contextual.values_TD, told.contextual.values_TD)
+
+
+@pytest.mark.parametrize("excess", [-1, 1])
+def test_counts_of_another_batch_stop_the_step(embeddings, make_batch, excess):
+    batch = make_batch([3], [2], [2]).counted()
+    known = replace(batch.known, candidates=batch.known.candidates + excess)
+    with pytest.raises(RuntimeError, match="codes were counted of another batch"):
+        embeddings(replace(batch, known=known))
+
+
+def test_counts_go_where_the_batch_goes(make_batch):
+    batch = make_batch([3, 2], [1, 0], [1, 1]).counted()
+    assert batch.known is not None
+    assert batch.to(CPU).known == batch.known
+
+
+def test_a_counted_batch_is_embedded_without_asking_the_device(embeddings, make_batch, monkeypatch):
+    # fbgemm's lookup for CPUs reads numbers of its own.
+    monkeypatch.setattr(embeddings.tables, "sum_rows", lambda _, offsets_N1: torch.zeros(offsets_N1.numel() - 1, 16))
+    batch = make_batch([3, 0, 20], [1, 2, 0], [2, 1, 0])
+    found = []
+    for one in (batch, batch.counted()):
+        with Asked() as asked:
+            embeddings(one)
+        found.append(asked.names)
+    assert found == [["aten::index"], []]
