@@ -66,16 +66,14 @@ def row_at(rows_ptr, slot, first_row, num_slots):
     return tl.where(exists, tl.load(rows_ptr + slot, mask=exists, other=0).to(tl.int64) - first_row, -1)
 
 
-@triton.jit(
-    do_not_specialize=["first_row", "num_slots", "chunk"], do_not_specialize_on_alignment=["bags_ptr", "rows_ptr"]
-)
+@triton.jit(do_not_specialize=["first_row", "num_slots"], do_not_specialize_on_alignment=["bags_ptr", "rows_ptr"])
 def bag_gradient_kernel(
-    gradient_ptr, bags_ptr, rows_ptr, out_ptr, shares_ptr, first_row, num_slots, chunk,
-    DIM: tl.constexpr, BLOCK: tl.constexpr,
+    gradient_ptr, bags_ptr, rows_ptr, out_ptr, shares_ptr, first_row, num_slots,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows that lie in this program's chunk of slots, and its shares of those that others have too."""
-    begin = tl.program_id(0).to(tl.int64) * chunk
-    end = tl.minimum(begin + chunk, num_slots)
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    end = tl.minimum(begin + CHUNK, num_slots)
     shares_ptr += tl.program_id(0).to(tl.int64) * 2 * DIM
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -104,16 +102,16 @@ def bag_gradient_kernel(
         row0 = row4
 
 
-@triton.jit(do_not_specialize=["first_row", "num_slots", "chunk"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(do_not_specialize=["first_row", "num_slots"], do_not_specialize_on_alignment=["rows_ptr"])
 def add_shares_kernel(
-    rows_ptr, out_ptr, shares_ptr, first_row, num_slots, chunk,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    rows_ptr, out_ptr, shares_ptr, first_row, num_slots,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the row that begins in this program's chunk and goes on in the next, if there is one."""
     program = tl.program_id(0).to(tl.int64)
-    row = row_at(rows_ptr, (program + 1) * chunk - 1, first_row, num_slots)
-    begins_here = row_at(rows_ptr, program * chunk - 1, first_row, num_slots) != row
-    goes_on = row_at(rows_ptr, (program + 1) * chunk, first_row, num_slots) == row
+    row = row_at(rows_ptr, (program + 1) * CHUNK - 1, first_row, num_slots)
+    begins_here = row_at(rows_ptr, program * CHUNK - 1, first_row, num_slots) != row
+    goes_on = row_at(rows_ptr, (program + 1) * CHUNK, first_row, num_slots) == row
     if begins_here & goes_on & (row >= 0):
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < DIM
@@ -121,7 +119,7 @@ def add_shares_kernel(
         first = program + 1
         while goes_on:
             chunks = first + tl.arange(0, ROWS)
-            is_row = row_at(rows_ptr, chunks * chunk, first_row, num_slots) == row
+            is_row = row_at(rows_ptr, chunks * CHUNK, first_row, num_slots) == row
             share_ptrs = shares_ptr + chunks[:, None] * 2 * DIM + columns[None, :]
             total += tl.sum(tl.load(share_ptrs, mask=is_row[:, None] & inside[None, :], other=0.0), axis=0)
             goes_on = tl.sum(is_row.to(tl.int32)) == ROWS

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from kernels.bag_sum.sum_kernels import add_shares_kernel, bag_gradient_kernel, bag_sum_kernel
-from kernels.launch import cdiv, next_power_of_2, num_multiprocessors
+from kernels.launch import cdiv, next_power_of_2
 
+# Slots of a bag that a program loads at once.
+_SLOTS = 8
+# Slots of a chunk: programs are short, so that what travels beside them finds a multiprocessor soon.
+CHUNK = 128
 _MAX_COLUMNS, _COLUMNS_PER_WARP = 512, 128
-# Slots of a bag, and shares of a row, that a program loads at once.
-_SLOTS, _SHARES = 8, 16
-# Chunks of the gradient for each multiprocessor, and the slots of the smallest; a program takes four at once.
-_CHUNKS, _MIN_CHUNK, _AT_ONCE = 16, 32, 4
+# A row that half of all tokens have leaves hundreds of shares: few columns of many of them at once.
+SHARES, _SHARE_COLUMNS, _SHARE_WARPS = 32, 128, 4
 
 
 def bag_sum(
@@ -47,21 +49,22 @@ def bag_sum_gradient(gradient: Tensor, bags: Tensor, rows: Tensor, out: Tensor, 
     _check(gradient, out)
     num_slots, dim = rows.numel(), out.shape[1]
     if num_slots > 0 and dim > 0:
-        wave = _CHUNKS * num_multiprocessors(out.device) * _AT_ONCE
-        chunk = max(cdiv(num_slots, wave) * _AT_ONCE, _MIN_CHUNK)
-        chunks, (columns, fixed) = cdiv(num_slots, chunk), _blocks(dim)
+        chunks, (columns, fixed) = cdiv(num_slots, CHUNK), _blocks(dim)
         shares = torch.empty(chunks, 2, dim, device=out.device)
         with torch.cuda.device_of(out):
             bag_gradient_kernel[(chunks, columns)](
-                gradient, bags, rows, out, shares, first_row, num_slots, chunk, **fixed
+                gradient, bags, rows, out, shares, first_row, num_slots, CHUNK=CHUNK, **fixed
             )
-            add_shares_kernel[(chunks, columns)](rows, out, shares, first_row, num_slots, chunk, ROWS=_SHARES, **fixed)
+            add_shares_kernel[(chunks, cdiv(dim, _SHARE_COLUMNS))](
+                rows, out, shares, first_row, num_slots,
+                DIM=dim, BLOCK=_SHARE_COLUMNS, CHUNK=CHUNK, ROWS=SHARES, num_warps=_SHARE_WARPS,
+            )  # fmt: skip
     return out
 
 
 @cache
 def _blocks(dim: int) -> tuple[int, dict[str, int]]:
-    """How many blocks of columns there are, and the kernels' compile-time arguments."""
+    """How many blocks of columns there are, and what the kernels are compiled for."""
     block = min(next_power_of_2(dim), _MAX_COLUMNS)
     return cdiv(dim, block), {"DIM": dim, "BLOCK": block, "num_warps": max(1, block // _COLUMNS_PER_WARP)}
 
