@@ -202,7 +202,9 @@ def joined_world(device: torch.device) -> Iterator[World]:
         if local_rank >= torch.cuda.device_count():
             raise DataError(f"rank {local_rank} of this host has no GPU, there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl", device_id=torch.device("cuda", local_rank))
+        # What travels beside kernels that fill the GPU would else begin when they end.
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        dist.init_process_group("nccl", pg_options=options, device_id=torch.device("cuda", local_rank))
     else:
         dist.init_process_group("gloo")
     try:
