@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,19 @@ class HistoryTokens(JaggedTokens):
         """Refuses histories that are longer than a stream's max_length."""
         if max(self.lengths, default=0) > max_length:
             raise ValueError(f"a history of {max(self.lengths)} tokens is longer than the stream's max_length")
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Which rows a batch's tokens are sums of.
+
+    Attributes:
+        plan: the tables' own.
+        num_tokens: of the contextual ones, of each stream's history and of the candidates.
+    """
+
+    plan: Any
+    num_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -160,16 +174,45 @@ class TokenEmbeddings(nn.Module):
             columns.append(_Column(name, first_row[name] - 1, sizes[name] + 1))
         return columns
 
-    def forward(self, batch: Batch) -> EmbeddedTokens:
-        """All tokens of a batch."""
+    def rows(self, batch: Batch) -> TokenRows:
+        """Which rows a batch's tokens are sums of; nothing of it depends on the weights.
+
+        Of tables that several ranks share, all of them call this alike.
+        """
         candidates = batch.candidates
-        streams = {name: batch.streams[index] for name, index in self.streams.items()}
         rows = [
             self.user_rows(batch.users_BF.index_select(1, self.user_columns)),
-            *(self.history_rows[name](self._codes(stream, batch.request_ms_B)) for name, stream in streams.items()),
+            *(
+                self.history_rows[name](self._codes(batch.streams[index], batch.request_ms_B))
+                for name, index in self.streams.items()
+            ),
             self.candidate_rows(torch.cat([candidates.items_CF, candidates.contexts_CX], dim=1)),
         ]
-        contextual, *histories, scored = self._lookup(rows, num_present=self.num_rows(batch))
+        begins = self._begins(rows)
+        end = begins[0].new_full((1,), sum(rows_NF.numel() for rows_NF in rows))
+        plan = self.tables.plan(
+            torch.cat([rows_NF.flatten() for rows_NF in rows]),
+            torch.cat([*begins, end]),
+            num_present=self.num_rows(batch),
+        )
+        return TokenRows(plan, tuple(begin_N.numel() for begin_N in begins))
+
+    def _begins(self, rows: list[Tensor]) -> list[Tensor]:
+        """Where each token's rows begin; the first entry holds users, whose columns make a token per group."""
+        users_BF, *others = rows
+        requests_B = torch.arange(users_BF.shape[0], device=users_BF.device)
+        begins = [(requests_B[:, None] * users_BF.shape[1] + self.group_begin_G).flatten()]
+        end = users_BF.numel()
+        for rows_NF in others:
+            begin, end = end, end + rows_NF.numel()
+            begins.append(torch.arange(begin, end, rows_NF.shape[1], device=rows_NF.device))
+        return begins
+
+    def forward(self, batch: Batch, rows: TokenRows | None = None) -> EmbeddedTokens:
+        """All tokens of a batch; `rows` are its own, when they were asked for before."""
+        rows = rows or self.rows(batch)
+        streams = {name: batch.streams[index] for name, index in self.streams.items()}
+        contextual, *histories, scored = self.tables(rows.plan).split(rows.num_tokens)
         requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)
         return EmbeddedTokens(
             contextual=JaggedTokens(contextual, requests_B1 * self.group_begin_G.numel()),
@@ -177,7 +220,7 @@ class TokenEmbeddings(nn.Module):
                 name: self._history(values_TD, stream)
                 for (name, stream), values_TD in zip(streams.items(), histories, strict=True)
             },
-            candidates=JaggedTokens(scored, candidates.offsets_B1),
+            candidates=JaggedTokens(scored, batch.candidates.offsets_B1),
         )
 
     def num_rows(self, batch: Batch) -> int | None:
@@ -232,19 +275,6 @@ class TokenEmbeddings(nn.Module):
             torch.bucketize(position_T, self.position_edges, right=True, out_int32=True)[:, None],
             torch.bucketize(age_T, self.age_edges, right=True, out_int32=True)[:, None],
         ]
-
-    def _lookup(self, rows: list[Tensor], *, num_present: int | None) -> tuple[Tensor, ...]:
-        """Sums the rows of each token; the first entry holds users, whose columns make a token per group."""
-        users_BF, *others = rows
-        requests_B = torch.arange(users_BF.shape[0], device=users_BF.device)
-        begins = [(requests_B[:, None] * users_BF.shape[1] + self.group_begin_G).flatten()]
-        end = users_BF.numel()
-        for rows_NF in others:
-            begin, end = end, end + rows_NF.numel()
-            begins.append(torch.arange(begin, end, rows_NF.shape[1], device=rows_NF.device))
-        offsets_N1 = torch.cat([*begins, requests_B.new_full((1,), end)])
-        values_ND = self.tables(torch.cat([rows_NF.flatten() for rows_NF in rows]), offsets_N1, num_present=num_present)
-        return values_ND.split([begin_N.numel() for begin_N in begins])
 
 
 def tokens_per_event(config: ModelConfig) -> int:

@@ -10,7 +10,7 @@ from features.spec import FeatureSpec
 from model.baselines.attention import ResidualStack
 from model.batch import Batch
 from model.config import ModelConfig
-from model.embeddings import TokenEmbeddings, table_fields
+from model.embeddings import TokenEmbeddings, TokenRows, table_fields
 from model.heads import MultiTaskHeads, Predictions
 from model.stu import STUStack
 from model.tables import EmbeddingTables
@@ -58,9 +58,9 @@ class Ranker(nn.Module):
         self.heads = MultiTaskHeads(config).to(device)
         initialise(self)
 
-    def forward(self, batch: Batch) -> Predictions:
-        """Predictions for batch.candidates, in their order."""
-        return self.heads(self.transducers(self.embeddings(batch)))
+    def forward(self, batch: Batch, rows: TokenRows | None = None) -> Predictions:
+        """Predictions for batch.candidates, in their order; `rows` as in TokenEmbeddings."""
+        return self.heads(self.transducers(self.embeddings(batch, rows)))
 
     def set_base_rates(self, rate_K: Tensor) -> None:
         """Starts each task's output at its base rate; see MultiTaskHeads.set_base_rates."""

@@ -1,15 +1,26 @@
-"""Reads the next batches while the GPU works on this one."""
+"""Reads and prepares the next batches while the GPU works on this one."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 _END = object()
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each taken before the one in front of it is handed out."""
+    waiting = deque(islice(items, 1))
+    for item in items:
+        waiting.append(item)
+        yield waiting.popleft()
+    yield from waiting
 
 
 def read_ahead(items: Iterator[Item], prepare: Callable[[Item], Prepared], *, depth: int) -> Iterator[Prepared]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from features.dataset import StreamsDataset
 from model.batch import Batch
 from model.gather import ShardColumns, gather_batch, open_columns
-from model.read_ahead import read_ahead
+from model.read_ahead import one_ahead, read_ahead
 from model.training.distributed import World
 from model.training.sampler import EpochSampler, RequestIndex, history_lengths, index_requests
 
 _BATCHES_AHEAD = 3
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -197,14 +199,30 @@ class Reader:
         return self._sampler.epoch
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._delivered(self._batches())
+
+    def ahead(
+        self, prepare: Callable[[Batch], Prepared], *, watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
+    ) -> Iterator[Prepared]:
+        """An iteration that hands out `prepare` of every batch, called before the batch in front is handed out.
+
+        So a GPU can begin with what the next step must know before it works on this one. `watch` goes around the
+        batches as they are read.
+        """
+        return self._delivered(one_ahead(map(prepare, watch(self._batches()))))
+
+    def _batches(self) -> Iterator[Batch]:
         batches: Iterator[Batch] = (
             iter(self._loader) if self._num_workers else map(self._source.__getitem__, self._keys)
         )
         if self._pin:
-            batches = read_ahead(batches, lambda batch: batch.counted().pin_memory(), depth=_BATCHES_AHEAD)
-        for batch in batches:
+            return read_ahead(batches, lambda batch: batch.counted().pin_memory(), depth=_BATCHES_AHEAD)
+        return batches
+
+    def _delivered(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
             self._keys.delivered()
-            yield batch
+            yield item
 
     @cached_property
     def _loader(self) -> DataLoader:

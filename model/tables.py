@@ -7,7 +7,9 @@ The fused row-wise Adagrad sees each row once per step with its whole gradient, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
@@ -25,15 +27,23 @@ ADAGRAD_EPSILON = 1.0e-8
 _ROWS_DRAWN_AT_ONCE = 1 << 18
 
 
-def present_rows(rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of bags without those that are -1, and their offsets; a GPU's host waits for their number unless given."""
+@dataclass(frozen=True)
+class Bags:
+    """N bags of rows: (L,) int64 rows and (N + 1,) int64 offsets; bag n has rows_L[offsets[n] : offsets[n + 1]]."""
+
+    rows_L: Tensor
+    offsets_N1: Tensor
+
+
+def present_rows(rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Bags:
+    """Bags without the rows that are -1; a GPU's host waits for their number unless given."""
     is_present_K = rows_K >= 0
     present_N1 = lengths_to_offsets(is_present_K)[offsets_N1]
     if num_present is None:
-        return rows_K[is_present_K], present_N1
+        return Bags(rows_K[is_present_K], present_N1)
     torch._assert_async(present_N1[-1] == num_present, "known codes were counted of another batch")
     places_L1 = is_present_K.nonzero_static(size=num_present)
-    return rows_K.index_select(0, places_L1.flatten()), present_N1
+    return Bags(rows_K.index_select(0, places_L1.flatten()), present_N1)
 
 
 class EmbeddingTables(nn.Module):
@@ -87,26 +97,27 @@ class EmbeddingTables(nn.Module):
             device=device,
         )
 
-    def forward(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Tensor:
-        """Sums of rows.
+    def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Any:
+        """What a lookup needs beside the weights: made whenever it suits, for one forward() of these tables.
 
         Args:
             rows_K: (K,) int64, rows of the physical table: first_row[name] + code; -1 adds nothing.
             offsets_N1: (N + 1,) int64, bag n sums rows_K[offsets[n] : offsets[n + 1]].
             num_present: how many rows are not -1; a GPU's host waits for it unless given. A wrong one is an error.
-
-        Returns:
-            (N, D) float32.
         """
-        return self.sum_rows(*present_rows(rows_K, offsets_N1, num_present))
+        return present_rows(rows_K, offsets_N1, num_present)
 
-    def sum_rows(self, rows_L: Tensor, offsets_N1: Tensor) -> Tensor:
+    def forward(self, plan: Any) -> Tensor:
+        """(N, D) float32, the sums of rows that were planned."""
+        return self.sum_rows(plan)
+
+    def sum_rows(self, bags: Bags) -> Tensor:
         """Sums of rows held here, by their places among these, all of them present."""
         if not torch.is_inference_mode_enabled():
-            return self.lookup(rows_L, offsets_N1)
+            return self.lookup(bags.rows_L, bags.offsets_N1)
         # fbgemm's CPU lookup exists for autograd's dispatch only, which inference mode leaves out.
         with torch.inference_mode(False), torch.no_grad():
-            return self.lookup(rows_L, offsets_N1)
+            return self.lookup(bags.rows_L, bags.offsets_N1)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Holds from the next backward() on."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from model.batch import Batch
 from model.bench.step_batches import TINY, BenchShape, bench_batch, bench_config, bench_spec
 from model.bench.step_clock import wait_for
 from model.bench.step_data import data_wait
-from model.bench.step_ranks import REQUESTS_PER_RANK, SETTINGS, default_config, ranks_figures, train_step
+from model.bench.step_ranks import REQUESTS_PER_RANK, SETTINGS, default_config, ranks_figures, train_steps
 from model.config import ModelConfig
 from model.ranker import Ranker
 from model.sequence import TokenSequence
@@ -82,15 +83,17 @@ def plain_layer(layer: STULayer, sequence: TokenSequence) -> TokenSequence:
 
 
 def median_seconds(run: Callable[[], object], device: torch.device, *, repeats: int) -> float:
-    """Of `repeats` runs after three that warm up."""
+    """Of a run, in the median of five rows of `repeats`, one right behind the other; three warm up."""
+    for _ in range(3):
+        run()
     times = []
-    for number in range(3 + repeats):
+    for _ in range(5):
         wait_for(device)
         started = time.perf_counter()
-        run()
+        for _ in range(repeats):
+            run()
         wait_for(device)
-        if number >= 3:
-            times.append(time.perf_counter() - started)
+        times.append((time.perf_counter() - started) / repeats)
     return float(np.median(times))
 
 
@@ -141,7 +144,8 @@ def measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = median_seconds(lambda: train_step(ranker, optimizer, batch, World()), device, repeats=repeats)
+    steps = train_steps(ranker, optimizer, repeat(batch), World())
+    seconds = median_seconds(lambda: next(steps), device, repeats=repeats)
     peak = torch.cuda.max_memory_allocated(device) / (1 << 30) if device.type == "cuda" else None
     return StepFigures(
         variant=variant,

@@ -73,27 +73,20 @@ def _milliseconds(begin: Moment, end: Moment) -> float:
 
 @contextmanager
 def marked_lookup(ranker: Ranker, clock: StepClock) -> Iterator[None]:
-    """Marks a model's steps: `codes` and `lookup` of the forward pass, `layers backward` of the backward pass.
+    """Marks a model's steps: `lookup` of the forward pass, `layers backward` of the backward pass.
 
     What the caller marks after forward and after backward is then the layers' forward and the tables' update.
     """
-
-    def before(*_: object) -> None:
-        clock.mark("codes")
 
     def after(_module: object, _inputs: object, values_ND: Tensor) -> None:
         clock.mark("lookup")
         values_ND.register_hook(lambda _gradient: clock.mark("layers backward"))
 
-    handles = [
-        ranker.embeddings.tables.register_forward_pre_hook(before),
-        ranker.embeddings.tables.register_forward_hook(after),
-    ]
+    handle = ranker.embeddings.tables.register_forward_hook(after)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 @dataclass(frozen=True)

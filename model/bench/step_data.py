@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,11 @@ class _WaitWindow(StepWindow):
         self.came: list[float] = []
         self.tokens: list[int] = []
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches."""
-        iterator = iter(batches)
         while True:
             asked = time.perf_counter()
-            batch = next(iterator, None)
+            batch = next(batches, None)
             if batch is None:
                 return
             self.asked.append(asked)
@@ -141,15 +140,16 @@ def data_wait(
         wait_for(device)
         ended = time.perf_counter()
         gather_ms = _gather_ms(dataset, shape)
-    waits = np.array(window.came) - np.array(window.asked)
-    seconds = ended - window.asked[warm_up]
+    # A batch is asked for before the step of the one in front of it.
+    waits, begun = (np.array(window.came) - np.array(window.asked))[:total], np.array(window.asked[1:total])
+    seconds = ended - begun[warm_up]
     return DataWait(
         steps=steps,
-        tokens=float(np.mean(window.tokens[warm_up:])),
+        tokens=float(np.mean(window.tokens[warm_up:total])),
         first_wait_ms=1000 * float(waits[0]),
-        first_step_ms=1000 * (window.asked[1] - window.asked[0]),
+        first_step_ms=1000 * float(begun[1] - begun[0]),
         step_ms=1000 * seconds / steps,
-        median_step_ms=1000 * float(np.median(np.diff([*window.asked[warm_up:], ended]))),
+        median_step_ms=1000 * float(np.median(np.diff(begun[warm_up:]))),
         wait_ms=1000 * float(waits[warm_up:].mean()),
         max_wait_ms=1000 * float(waits[warm_up:].max()),
         data_wait_share=float(waits[warm_up:].sum()) / seconds,

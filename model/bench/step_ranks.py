@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from model.batch import Batch
 from model.bench.step_batches import BenchShape, bench_batch, bench_config, bench_spec
 from model.bench.step_clock import KernelTimes, StepClock, host_times, host_waits, kernel_times, marked_lookup, wait_for
 from model.config import ModelConfig
+from model.embeddings import TokenRows
 from model.lbsl_simulation import kuairand_27k_lengths
 from model.loss import ranking_loss
 from model.ranker import Ranker
@@ -82,27 +84,36 @@ class RanksFigures:
     log: list[RankStep]
 
 
-def train_step(
-    ranker: Ranker, optimizer: Optimizer, batch: Batch, world: World, clock: StepClock | None = None
-) -> Tensor:
-    """One step, as the trainer's; returns (1,) the loss, summed over ranks.
+def train_steps(
+    ranker: Ranker, optimizer: Optimizer, batches: Iterable[Batch], world: World, clock: StepClock | None = None
+) -> Iterator[Tensor]:
+    """A step on each batch of this rank, as the trainer's; yields (1,) losses, summed over ranks.
 
-    Args:
-        ranker: the model.
-        optimizer: its.
-        batch: of this rank.
-        world: the ranks.
-        clock: has the parts of the step marked.
+    As there, the rows of a batch are asked for before the step in front of it. `clock` has the parts marked.
     """
+    waiting, rows_of = iter(batches), ranker.embeddings.rows
+    batch = next(waiting, None)
+    rows = rows_of(batch) if batch else None
+    while batch:
+        if clock:
+            clock.begin()
+        following = next(waiting, None)
+        following_rows = rows_of(following) if following else None
+        if clock:
+            clock.mark("rows of the next")
+        yield _train_step(ranker, optimizer, batch, rows, world, clock)
+        batch, rows = following, following_rows
 
+
+def _train_step(
+    ranker: Ranker, optimizer: Optimizer, batch: Batch, rows: TokenRows | None, world: World, clock: StepClock | None
+) -> Tensor:
     def mark(part: str) -> None:
         if clock:
             clock.mark(part)
 
-    if clock:
-        clock.begin()
     optimizer.zero_grad()
-    loss = ranking_loss(ranker(batch), batch.candidates, ranker.config, ranker.spec)
+    loss = ranking_loss(ranker(batch, rows), batch.candidates, ranker.config, ranker.spec)
     optimizer.sum_early(world, loss.total.detach()[None])
     mark("layers forward")
     backward(loss.total)
@@ -152,23 +163,23 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
     counted, parted = batches[_WARM_UP : _WARM_UP + steps], batches[_WARM_UP + steps :]
     # The warm-up of LBSL and that of the kernels, which Triton compiles apart for token counts that 16 divides.
     even = [[shape.max_length // 4] * REQUESTS_PER_RANK, [0] * REQUESTS_PER_RANK]
-    for batch in [bench_batch(ranker.spec, even, shape.num_candidates, device=device), *batches[:_WARM_UP]]:
-        train_step(ranker, optimizer, batch, world)
-    clock, losses = StepClock(device), []
+    warm_up = [bench_batch(ranker.spec, even, shape.num_candidates, device=device), *batches[:_WARM_UP]]
+    list(train_steps(ranker, optimizer, warm_up, world))
+    clock = StepClock(device)
     wait_for(device)
     world.barrier()
     started = time.perf_counter()
-    for batch in counted:
-        losses.append(train_step(ranker, optimizer, batch, world, clock))
+    losses = list(train_steps(ranker, optimizer, counted, world, clock))
     wait_for(device)
     world.barrier()
     seconds = time.perf_counter() - started
     log = _log(counted, losses, clock.step_ms(), world)
     parts = StepClock(device)
     with marked_lookup(ranker, parts):
-        for batch in parted:
-            train_step(ranker, optimizer, batch, world, parts)
-    waits, kernels = _watched(lambda: train_step(ranker, optimizer, parted[0], world), device)
+        list(train_steps(ranker, optimizer, parted, world, parts))
+    watched = train_steps(ranker, optimizer, repeat(parted[0]), world)
+    next(watched)
+    waits, kernels = _watched(lambda: next(watched), device)
     for row in log[:: max(len(log) // 12 // world.size * world.size, world.size)]:
         _say(kind, [other for other in log if other.step == row.step])
     return RanksFigures(
@@ -179,7 +190,7 @@ def ranks_figures(kind: str, shape: BenchShape, world: World, *, device: torch.d
         part_ms=parts.part_ms(),
         host_waits=waits,
         kernels=kernels,
-        host=host_times(lambda: train_step(ranker, optimizer, parted[0], world), device, steps=_PROFILED),
+        host=host_times(lambda: next(watched), device, steps=_PROFILED),
         log=log,
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from features.errors import DataError
 from features.spec import CategoricalField
 from model.serving.quantize import TableFormat
-from model.tables import present_rows
+from model.tables import Bags, present_rows
 
 Placement = Literal["host", "device"]
 _TYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
@@ -111,18 +111,19 @@ class QuantizedTables(nn.Module):
         """What the rows take in memory, a GPU's padding included."""
         return sum(table_RN.numel() for table_RN in self._tables())
 
-    def forward(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Tensor:
-        """Sums of rows.
+    def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Bags:
+        """The bags to sum.
 
         Args:
             rows_K: (K,) int64, rows of all tables numbered through: first_row[name] + code; -1 adds nothing.
             offsets_N1: (N + 1,) int64, bag n sums rows_K[offsets[n] : offsets[n + 1]].
             num_present: rows that are not -1, where the host knows.
-
-        Returns:
-            (N, D) float32.
         """
-        rows_L, offsets_N1 = present_rows(rows_K, offsets_N1, num_present)
+        return present_rows(rows_K, offsets_N1, num_present)
+
+    def forward(self, bags: Bags) -> Tensor:
+        """(N, D) float32, their sums."""
+        rows_L, offsets_N1 = bags.rows_L, bags.offsets_N1
         rows, offsets, total = [], [], 0
         for groups, (part_L, part_N1) in zip(self.num_groups, self._split(rows_L, offsets_N1), strict=True):
             for _ in range(groups):

@@ -19,7 +19,7 @@ from model.serving.precision import Precision
 from model.serving.quantize import RowFormat, TableFormat
 from model.serving.quantize_tables import Placement, QuantizedTables
 from model.serving.scorer_model import ServedModel
-from model.tables import EmbeddingTables, present_rows
+from model.tables import Bags, EmbeddingTables
 
 _REPEATS = 30
 _SMALL_ROWS = 1000
@@ -86,11 +86,11 @@ def _figures(
             table_fields(config, spec), config.dim, table_format, device=device, placement=placement
         )
         quantised.load_rows(segments)
-        rows_L, offsets_N1 = _looked_up(model, quantised, batch)
-        placed[placement] = _milliseconds(partial(quantised, rows_L, offsets_N1), device)
+        bags = _looked_up(model, quantised, batch)
+        placed[placement] = _milliseconds(partial(quantised, bags), device)
         table_bytes = quantised.num_bytes
     large = quantised.segments[0]
-    large_rows_L = rows_L[rows_L < large.num_rows]
+    large_rows_L = bags.rows_L[bags.rows_L < large.num_rows]
     unique_rows = large_rows_L.unique().numel()
     row_bytes = large.rows.row_bytes(config.dim)
     return TransferFigures(
@@ -110,14 +110,10 @@ def _placements(device: torch.device) -> tuple[Placement, ...]:
     return ("host",) if device.type == "cpu" else ("host", "device")
 
 
-def _looked_up(model: ServedModel, tables: QuantizedTables, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(L,) rows and (N + 1,) offsets that a batch asks these tables for."""
-    asked: list[tuple[Tensor, Tensor]] = []
-    handle = tables.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
+def _looked_up(model: ServedModel, tables: QuantizedTables, batch: Batch) -> Bags:
+    """What a batch asks these tables for."""
     embeddings = TokenEmbeddings(model.config, model.spec, device=model.device, tables=cast(EmbeddingTables, tables))
-    embeddings(batch.to(model.device))
-    handle.remove()
-    return present_rows(*asked[0])
+    return cast(Bags, embeddings.rows(batch.to(model.device)).plan)
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:

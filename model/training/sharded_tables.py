@@ -15,7 +15,8 @@ All of it follows from one sort of the codes, by owner and row, the own rows beh
     rows they have     0 0 1 | 2 2 2 | 3 4 4 4 | 5          numbers of distinct rows: O of others, U in all
 
 While the others' rows travel, the own ones are summed; while the gradients of the others' rows travel, those of the
-own are. The host waits once, for how many rows go where.
+own are. How many rows go where is counted on the GPU and sent to the host, which waits for it unless the lookup was
+planned a step ahead.
 
 Legend: K slots of codes, M of them present, N bags, U distinct rows, O of them on other ranks, V rows that the others
 want of this rank, I rows that it has itself of its own, S = V + I rows looked up here, R ranks, D width.
@@ -35,8 +36,9 @@ from torch.nn.functional import pad
 from features.spec import CategoricalField
 from kernels import bag_sum, bag_sum_gradient, lengths_to_offsets
 from kernels.jagged import request_of_rows
-from model.tables import EmbeddingTables
+from model.tables import Bags, EmbeddingTables
 from model.training.distributed import World
+from model.training.host_copy import HostCopy
 
 _MAX_INT32 = 2**31 - 1
 
@@ -102,6 +104,21 @@ class _Lookup:
     impl: str
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A lookup before the host knows how much it moves.
+
+    Attributes:
+        offsets_N1: (N + 1,) of bags.
+        codes: theirs.
+        counts: of rows that each rank needs and that each wants, then of codes: of the others, and of all.
+    """
+
+    offsets_N1: Tensor
+    codes: _SortedCodes
+    counts: HostCopy
+
+
 class ShardedEmbeddingTables(EmbeddingTables):
     """The rows of one rank, and the lookup that all ranks take part in, with batches as different as they like."""
 
@@ -124,21 +141,25 @@ class ShardedEmbeddingTables(EmbeddingTables):
         """Calls a function once, when the next backward() has the gradients of all bags and begins with the tables."""
         self._before_backward = function
 
-    def forward(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Tensor:
-        """Sums of rows, as EmbeddingTables; called by all ranks alike, with backward() too.
+    def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> _Plan:
+        """As EmbeddingTables; called by all ranks alike. Waits for nothing, so `num_present` is not needed."""
+        codes, world = self._sorted(rows_K), self._world
+        code_R1 = torch.searchsorted(codes.place_K1, self._bound_R1)
+        needed_R = codes.row_K1[code_R1].diff()[self._turn_R]
+        wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
+        return _Plan(offsets_N1, codes, HostCopy.of(torch.cat([needed_R, wanted_R, code_R1[-2:]])))
 
-        The host waits for what the other ranks want, and learns with it what `num_present` would tell.
-        """
-        codes = self._sorted(rows_K)
-        traffic = self._traffic(codes)
+    def forward(self, plan: _Plan) -> Tensor:
+        """(N, D) float32, the sums that were planned; called by all ranks alike, with backward() too."""
+        codes, traffic = plan.codes, self._traffic(plan.counts)
         needed_O, own_I = codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
         wanted_V = self._world.exchange(needed_O, traffic.needed, traffic.wanted)
         # What the others wait for goes first. The one lookup has these rows too: their gradients come back through it.
         wanted_VD = self.lookup.split_embedding_weights()[0].detach().index_select(0, wanted_V)
         others_OD = self._world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
         rows_S = torch.cat([wanted_V, own_I]).long()
-        values_SD = self.sum_rows(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device))
-        lookup = _Lookup(offsets_N1, codes, traffic, self._world, self._impl)
+        values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
+        lookup = _Lookup(plan.offsets_N1, codes, traffic, self._world, self._impl)
         values_ND = _SumOfRanks.apply(values_SD, others_OD, lookup)
         if values_ND.requires_grad:
             values_ND.register_hook(self._begin_backward)
@@ -158,13 +179,9 @@ class ShardedEmbeddingTables(EmbeddingTables):
         place_U1 = torch.empty_like(place_K1).scatter_(0, row_K1, place_K1)
         return _SortedCodes(place_K1, slot_K1, row_K1, place_U1 % self.rows_per_shard)
 
-    def _traffic(self, codes: _SortedCodes) -> _Traffic:
-        """Tells the owners how many rows are wanted; the host's one wait for a GPU."""
+    def _traffic(self, copied: HostCopy) -> _Traffic:
         world = self._world
-        code_R1 = torch.searchsorted(codes.place_K1, self._bound_R1)
-        needed_R = codes.row_K1[code_R1].diff()[self._turn_R]
-        wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
-        *counts, others_codes, num_codes = torch.cat([needed_R, wanted_R, code_R1[-2:]]).tolist()
+        *counts, others_codes, num_codes = copied.read()
         needed, wanted = counts[: world.size], counts[world.size :]
         own_rows, needed[world.rank], wanted[world.rank] = needed[world.rank], 0, 0
         return _Traffic(needed, wanted, own_rows, others_codes, num_codes)

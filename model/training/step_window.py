@@ -6,7 +6,7 @@ Legend: B requests, K tasks, R ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +62,11 @@ class StepWindow:
         self._entropy_K = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._device)
         self._positives_K = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._device)
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time that each takes to come is waiting."""
-        iterator = iter(batches)
         while True:
             started = time.monotonic()
-            batch = next(iterator, None)
+            batch = next(batches, None)
             self._waited += time.monotonic() - started
             if batch is None:
                 return

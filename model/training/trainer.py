@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
+from model.embeddings import TokenRows
 from model.loss import ranking_loss
 from model.progress import Progress
 from model.ranker import Ranker
@@ -28,7 +29,7 @@ from model.training.early_stop import EarlyStop
 from model.training.lbsl import LoadBalancer
 from model.training.loss_history import LossHistory
 from model.training.optim import Optimizer, OptimizerSettings, backward
-from model.training.step_window import StepWindow, count_step
+from model.training.step_window import StepCounts, StepWindow, count_step
 from model.training.tracking import Tracker
 from model.training.train_config import TrainConfig
 from model.training.warm_start import start_from
@@ -78,6 +79,23 @@ class Companions:
     balancer: LoadBalancer | None = None
     early_stop: EarlyStop | None = None
     trackers: Sequence[Tracker] = ()
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A batch on the device, with what the step must know of it.
+
+    Attributes:
+        batch: itself.
+        request_id_B: (B,) on the host.
+        counts: of all ranks.
+        rows: what its tokens are sums of.
+    """
+
+    batch: Batch
+    request_id_B: Tensor
+    counts: StepCounts
+    rows: TokenRows
 
 
 class Trainer:
@@ -133,9 +151,9 @@ class Trainer:
         progress = Progress(logger, "train: step", total=self.total_steps, done=self.step)
         self.ranker.train()
         while self.step < until_step and not self.is_done:
-            for batch in self.window.timed(self._reader):
-                self._train_on(batch)
-                progress.advance(requests=batch.num_requests, tokens=batch.num_tokens)
+            for placed in self._reader.ahead(self._place, watch=self.window.timed):
+                self._train_on(placed)
+                progress.advance(requests=placed.batch.num_requests, tokens=placed.batch.num_tokens)
                 self._after_step(progress, save)
                 if self.step == until_step or self.is_done:
                     break
@@ -156,20 +174,24 @@ class Trainer:
         if save and self.step % self._config.checkpoint_every_steps == 0 and not self.is_done:
             save(self.capture())
 
-    def _train_on(self, batch: Batch) -> None:
-        world, request_id_B = self.companions.world, batch.request_id_B
-        counts = count_step(batch, gamma=self._config.sampling.gamma, world=world)
+    def _place(self, batch: Batch) -> _Placed:
+        """Counts a batch and sends it to the device, ahead of its step: what it asks there is answered by then."""
+        counts = count_step(batch, gamma=self._config.sampling.gamma, world=self.companions.world)
+        request_id_B, batch = batch.request_id_B, batch.to(self._device)
+        return _Placed(batch, request_id_B, counts, self.ranker.embeddings.rows(batch))
+
+    def _train_on(self, placed: _Placed) -> None:
+        world, batch, counts = self.companions.world, placed.batch, placed.counts
         self.num_requests += counts.num_requests
         self.num_candidates += counts.loss.num_candidates
         self.num_tokens += counts.num_tokens
-        batch = batch.to(self._device)
         factor = schedule_factor(
             self.step, self.total_steps, warmup_steps=self._config.warmup_steps, schedule=self._config.schedule
         )
         self._optimizer.set_schedule(factor)
         self._optimizer.zero_grad()
         loss = ranking_loss(
-            self.ranker(batch), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss
+            self.ranker(batch, placed.rows), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss
         )
         figures_X = torch.cat([loss.total.detach()[None], loss.task_K, loss.positives_K])
         self._optimizer.sum_early(world, figures_X)
@@ -178,7 +200,7 @@ class Trainer:
         self._optimizer.clip(self._config.max_gradient_norm)
         self._optimizer.step()
         loss_X = figures_X[: 1 + len(loss.task_K)]
-        self._losses.add(loss_X, request_id_B)
+        self._losses.add(loss_X, placed.request_id_B)
         self.window.add(counts, task_K=loss_X[1:], positives_K=figures_X[len(loss_X) :])
         self.step += 1
 

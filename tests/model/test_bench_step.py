@@ -10,7 +10,7 @@ from model.ranker import Ranker
 from model.stu import STULayer
 
 PARTS = {
-    *("codes", "lookup", "layers forward", "layers backward"),
+    *("rows of the next", "lookup", "layers forward", "layers backward"),
     *("tables backward", "sum of gradients", "dense optimizer"),
 }
 

@@ -13,7 +13,7 @@ from features.dataset import open_dataset
 from features.errors import DataError
 from model.config import ModelConfig
 from model.loss import LossCounts
-from model.read_ahead import read_ahead
+from model.read_ahead import one_ahead, read_ahead
 from model.train import TrainPaths, build_trainer, train
 from model.training.early_stop import hold_out, stops
 from model.training.sampler import index_requests, request_times
@@ -153,3 +153,12 @@ def test_reading_ahead_ends_its_thread_when_given_up():
     while any(thread.name == "read-ahead" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_an_item_is_taken_before_the_one_in_front_is_handed_out(count):
+    taken = []
+    for found, item in enumerate(one_ahead(taken.append(number) or number for number in range(count))):
+        assert item == found
+        assert taken == list(range(min(found + 2, count)))
+    assert len(taken) == count

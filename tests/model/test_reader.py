@@ -155,6 +155,29 @@ def test_state_resumes_at_the_next_batch(tmp_path, make_content, write_dataset, 
         assert_same(found, expected)
 
 
+def test_what_is_prepared_ahead_does_not_count_as_delivered(tmp_path, make_content, write_dataset):
+    dataset = write_dataset(tmp_path, make_content(seed=5))
+    settings = {"split": TRAIN, "batch_size": 2, "max_lengths": (9, 9), "shuffle_seed": 3}
+    expected = list(Reader(dataset, **settings))
+    reader, prepared, watched = Reader(dataset, **settings), [], []
+
+    def prepare(batch):
+        prepared.append(batch)
+        return len(prepared) - 1
+
+    def watch(batches):
+        for batch in batches:
+            watched.append(batch)
+            yield batch
+
+    for number in reader.ahead(prepare, watch=watch):
+        assert_same(prepared[number], expected[number])
+        assert len(prepared) == len(watched) == min(number + 2, len(expected))
+        if number == 1:
+            break
+    assert_same(next(iter(reader)), expected[2])
+
+
 def test_workers_give_the_same_batches_and_resume(tmp_path, make_content, write_dataset):
     dataset = write_dataset(tmp_path / "streams", make_content(seed=6, num_users=30), 2)
     alone, workers = (

@@ -146,7 +146,7 @@ def test_counts_go_where_the_batch_goes(make_batch):
 
 def test_a_counted_batch_is_embedded_without_asking_the_device(embeddings, make_batch, monkeypatch):
     # fbgemm's lookup for CPUs reads numbers of its own.
-    monkeypatch.setattr(embeddings.tables, "sum_rows", lambda _, offsets_N1: torch.zeros(offsets_N1.numel() - 1, 16))
+    monkeypatch.setattr(embeddings.tables, "sum_rows", lambda bags: torch.zeros(bags.offsets_N1.numel() - 1, 16))
     batch = make_batch([3, 0, 20], [1, 2, 0], [2, 1, 0])
     found = []
     for one in (batch, batch.counted()):

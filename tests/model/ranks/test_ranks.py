@@ -43,8 +43,9 @@ def test_a_missing_gradient_counts_as_zero_unless_all_miss_it(run_ranks):
 
 
 def test_dense_gradients_travel_before_those_of_the_tables(run_ranks, arguments):
-    lookup = ["all_to_all_single"] * 3
-    assert run_ranks(transfers_of, 2, arguments) == [[*lookup, "all_reduce", "all_to_all_single"]] * 2
+    counts_of_two_batches, lookup = ["all_to_all_single"] * 2, ["all_to_all_single"] * 2
+    order = [*counts_of_two_batches, *lookup, "all_reduce", "all_to_all_single"]
+    assert run_ranks(transfers_of, 2, arguments) == [order] * 2
 
 
 @pytest.mark.parametrize("size", [2, 3])

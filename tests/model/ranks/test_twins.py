@@ -36,7 +36,8 @@ def tables_of(device, divisor, **options):
 def step_of(tables, rows_NF):
     """One lookup and update."""
     num_bags, width = rows_NF.shape
-    out_ND = tables(rows_NF.flatten(), torch.arange(0, width * num_bags + 1, width, device=rows_NF.device))
+    plan = tables.plan(rows_NF.flatten(), torch.arange(0, width * num_bags + 1, width, device=rows_NF.device))
+    out_ND = tables(plan)
     (out_ND**2).mean().backward()
     return out_ND.detach()
 
@@ -70,11 +71,12 @@ def test_twins_do_what_one_rank_does_on_the_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_lookup_makes_the_host_wait_once():
+def test_a_lookup_waits_for_nothing_but_its_counts():
     from model.bench.step_clock import host_waits
 
     tables = tables_of(torch.device("cuda"), 1, world=WorldOfTwins(0, 2))
     tables.initialise(0.5)
     rows_NF = torch.randint(0, NUM_ITEMS, (300, 3), device="cuda")
     step_of(tables, rows_NF)
-    assert sum(host_waits(lambda: step_of(tables, rows_NF)).values()) == 1
+    # HostCopy waits for an event, which PyTorch does not report.
+    assert host_waits(lambda: step_of(tables, rows_NF)) == {}
