@@ -11,10 +11,11 @@ from kernels.bag_sum.sum_kernels import add_shares_kernel, bag_gradient_kernel, 
 from kernels.launch import cdiv, next_power_of_2
 
 # Slots of a bag that a program loads at once.
-_SLOTS = 8
+SLOTS = 4
 # Slots of a chunk: programs are short, so that what travels beside them finds a multiprocessor soon.
 CHUNK = 128
-_MAX_COLUMNS, _COLUMNS_PER_WARP = 512, 128
+# Fastest on an H100 for 512 columns, some five slots a bag, and rows that lie in one bag or in thousands.
+_MAX_COLUMNS, _SUM_COLUMNS_PER_WARP, _GRADIENT_COLUMNS_PER_WARP = 512, 256, 128
 # A row that half of all tokens have leaves hundreds of shares: few columns of many of them at once.
 SHARES, _SHARE_COLUMNS, _SHARE_WARPS = 32, 128, 4
 
@@ -31,10 +32,10 @@ def bag_sum(
     out = torch.empty(num_bags, dim, device=values.device) if add_to is None else add_to
     _check(values, out)
     if out.numel() > 0:
-        columns, fixed = _blocks(dim)
+        columns, fixed = _blocks(dim, _SUM_COLUMNS_PER_WARP)
         with torch.cuda.device_of(values):
             bag_sum_kernel[(num_bags, columns)](
-                values, rows, offsets, out, first_row, values.shape[0], ROWS=_SLOTS, ADD=add_to is not None, **fixed
+                values, rows, offsets, out, first_row, values.shape[0], ROWS=SLOTS, ADD=add_to is not None, **fixed
             )
     return out
 
@@ -49,7 +50,8 @@ def bag_sum_gradient(gradient: Tensor, bags: Tensor, rows: Tensor, out: Tensor, 
     _check(gradient, out)
     num_slots, dim = rows.numel(), out.shape[1]
     if num_slots > 0 and dim > 0:
-        chunks, (columns, fixed) = cdiv(num_slots, CHUNK), _blocks(dim)
+        chunks = cdiv(num_slots, CHUNK)
+        columns, fixed = _blocks(dim, _GRADIENT_COLUMNS_PER_WARP)
         shares = torch.empty(chunks, 2, dim, device=out.device)
         with torch.cuda.device_of(out):
             bag_gradient_kernel[(chunks, columns)](
@@ -63,10 +65,10 @@ def bag_sum_gradient(gradient: Tensor, bags: Tensor, rows: Tensor, out: Tensor, 
 
 
 @cache
-def _blocks(dim: int) -> tuple[int, dict[str, int]]:
+def _blocks(dim: int, columns_per_warp: int) -> tuple[int, dict[str, int]]:
     """How many blocks of columns there are, and what the kernels are compiled for."""
     block = min(next_power_of_2(dim), _MAX_COLUMNS)
-    return cdiv(dim, block), {"DIM": dim, "BLOCK": block, "num_warps": max(1, block // _COLUMNS_PER_WARP)}
+    return cdiv(dim, block), {"DIM": dim, "BLOCK": block, "num_warps": max(1, block // columns_per_warp)}
 
 
 def _check(*matrices: Tensor) -> None:
