@@ -25,7 +25,7 @@ from model.loss import ranking_loss
 from model.ranker import Ranker
 from model.training.distributed import World
 from model.training.lbsl import LoadBalancer
-from model.training.optim import Optimizer, OptimizerSettings, backward
+from model.training.optim import Optimizer, OptimizerSettings
 from model.training.stochastic_length import loads
 from model.training.train_config import SamplingConfig
 
@@ -114,15 +114,9 @@ def _train_step(
 
     optimizer.zero_grad()
     loss = ranking_loss(ranker(batch, rows), batch.candidates, ranker.config, ranker.spec)
-    optimizer.sum_early(world, loss.total.detach()[None])
     mark("layers forward")
-    backward(loss.total)
-    mark("tables backward")
-    summed = optimizer.sum_over_ranks(world, loss.total.detach()[None])
-    mark("sum of gradients")
-    optimizer.clip(1.0)
-    optimizer.step()
-    mark("dense optimizer")
+    summed = optimizer.update(loss.total, world, loss.total.detach()[None], max_norm=1.0)
+    mark("tables backward, dense update")
     return summed
 
 

@@ -60,7 +60,7 @@ def _present(parameters: Sequence[Tensor]) -> list[bool]:
 
 
 class Optimizer:
-    """A training step is: set_schedule, zero_grad, forward, sum_early, backward, sum_over_ranks, clip, step."""
+    """A training step is: set_schedule, zero_grad, forward, update; update is backward, sum_over_ranks, clip, step."""
 
     def __init__(self, ranker: Ranker, settings: OptimizerSettings) -> None:
         self._ranker = ranker
@@ -91,11 +91,33 @@ class Optimizer:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def sum_early(self, world: World, figures_X: Tensor) -> None:
-        """Before backward(): has sum_over_ranks begin when the dense gradients are there, beside the tables' part."""
-        tables = self._ranker.embeddings.tables
+    def update(self, loss: Tensor, world: World, figures_X: Tensor, *, max_norm: float) -> Tensor:
+        """The backward pass, and everything that follows from it.
+
+        Of several ranks the dense part begins when its gradients are there, beside the tables' transfers.
+
+        Args:
+            loss: scalar, of this rank.
+            world: the ranks.
+            figures_X: taken along.
+            max_norm: as clip's.
+
+        Returns:
+            the sum of figures_X over ranks.
+        """
+        tables, summed = self._ranker.embeddings.tables, []
+
+        def update_dense() -> None:
+            summed.append(self.sum_over_ranks(world, figures_X))
+            self.clip(max_norm)
+            self.step()
+
         if isinstance(tables, ShardedEmbeddingTables):
-            tables.call_before_backward(lambda: self._start_sum(world, figures_X))
+            tables.call_in_backward(lambda: self._start_sum(world, figures_X), update_dense)
+        backward(loss)
+        if not summed:
+            update_dense()
+        return summed[0]
 
     @torch.no_grad()
     def sum_over_ranks(self, world: World, figures_X: Tensor) -> Tensor:

@@ -95,13 +95,17 @@ class _Traffic:
 
 @dataclass(frozen=True)
 class _Lookup:
-    """What the sums are made of: (N + 1,) offsets of bags, their codes, and how the values come here."""
+    """What the sums are made of: (N + 1,) offsets of bags, their codes, and how the values come here.
+
+    `take_calls` gives the functions of call_in_backward.
+    """
 
     offsets_N1: Tensor
     codes: _SortedCodes
     traffic: _Traffic
     world: World
     impl: str
+    take_calls: Callable[[], tuple[Callable[[], None], ...]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class ShardedEmbeddingTables(EmbeddingTables):
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
         self._world = world
         self._impl = "triton" if device.type == "cuda" else "reference"
-        self._before_backward: Callable[[], None] | None = None
+        self._calls: tuple[Callable[[], None], ...] = ()
         # Narrow places are sorted faster.
         self._end = world.size * self.rows_per_shard
         self._dtype = torch.int32 if self._end <= _MAX_INT32 else torch.int64
@@ -137,9 +141,14 @@ class ShardedEmbeddingTables(EmbeddingTables):
         self._first_place_R = (turn_R * self.rows_per_shard).to(device, self._dtype)
         self._bound_R1 = (torch.arange(world.size + 1) * self.rows_per_shard).to(device, self._dtype)
 
-    def call_before_backward(self, function: Callable[[], None]) -> None:
-        """Calls a function once, when the next backward() has the gradients of all bags and begins with the tables."""
-        self._before_backward = function
+    def call_in_backward(self, before: Callable[[], None], meanwhile: Callable[[], None]) -> None:
+        """Calls functions once, in the next backward(), which has the gradients of all bags and begins with the tables.
+
+        Args:
+            before: called then.
+            meanwhile: called while gradients travel.
+        """
+        self._calls = (before, meanwhile)
 
     def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> _Plan:
         """As EmbeddingTables; called by all ranks alike. Waits for nothing, so `num_present` is not needed."""
@@ -159,16 +168,12 @@ class ShardedEmbeddingTables(EmbeddingTables):
         others_OD = self._world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
         rows_S = torch.cat([wanted_V, own_I]).long()
         values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
-        lookup = _Lookup(plan.offsets_N1, codes, traffic, self._world, self._impl)
-        values_ND = _SumOfRanks.apply(values_SD, others_OD, lookup)
-        if values_ND.requires_grad:
-            values_ND.register_hook(self._begin_backward)
-        return values_ND
+        lookup = _Lookup(plan.offsets_N1, codes, traffic, self._world, self._impl, self._taken_calls)
+        return _SumOfRanks.apply(values_SD, others_OD, lookup)
 
-    def _begin_backward(self, _gradient_ND: Tensor) -> None:
-        function, self._before_backward = self._before_backward, None
-        if function:
-            function()
+    def _taken_calls(self) -> tuple[Callable[[], None], ...]:
+        calls, self._calls = self._calls, ()
+        return calls
 
     def _sorted(self, rows_K: Tensor) -> _SortedCodes:
         rows_K, size = rows_K.to(self._dtype), self._world.size
@@ -206,6 +211,8 @@ class _SumOfRanks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         traffic, impl, gradient_ND = ctx.lookup.traffic, ctx.lookup.impl, gradients[0]
+        before, meanwhile = ctx.lookup.take_calls() or (_nothing, _nothing)
+        before()
         others, own = slice(traffic.others_codes), slice(traffic.others_codes, None)
         bag_M, row_M = ctx.saved_tensors
         of_others_OD = gradient_ND.new_empty(traffic.others_rows, gradient_ND.shape[1])
@@ -215,5 +222,10 @@ class _SumOfRanks(torch.autograd.Function):
         wanted_VD, own_ID = gradient_SD.split([traffic.wanted_rows, traffic.own_rows])
         finish = ctx.lookup.world.start_exchange(of_others_OD, traffic.needed, traffic.wanted, into=wanted_VD)
         bag_sum_gradient(gradient_ND, bag_M[own], row_M[own], out_UD=own_ID, impl=impl, first_row=traffic.others_rows)
+        meanwhile()
         finish()
         return gradient_SD, None, None
+
+
+def _nothing() -> None:
+    pass

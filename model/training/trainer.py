@@ -28,7 +28,7 @@ from model.training.distributed import World
 from model.training.early_stop import EarlyStop
 from model.training.lbsl import LoadBalancer
 from model.training.loss_history import LossHistory
-from model.training.optim import Optimizer, OptimizerSettings, backward
+from model.training.optim import Optimizer, OptimizerSettings
 from model.training.step_window import StepCounts, StepWindow, count_step
 from model.training.tracking import Tracker
 from model.training.train_config import TrainConfig
@@ -194,11 +194,7 @@ class Trainer:
             self.ranker(batch, placed.rows), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss
         )
         figures_X = torch.cat([loss.total.detach()[None], loss.task_K, loss.positives_K])
-        self._optimizer.sum_early(world, figures_X)
-        backward(loss.total)
-        figures_X = self._optimizer.sum_over_ranks(world, figures_X)
-        self._optimizer.clip(self._config.max_gradient_norm)
-        self._optimizer.step()
+        figures_X = self._optimizer.update(loss.total, world, figures_X, max_norm=self._config.max_gradient_norm)
         loss_X = figures_X[: 1 + len(loss.task_K)]
         self._losses.add(loss_X, placed.request_id_B)
         self.window.add(counts, task_K=loss_X[1:], positives_K=figures_X[len(loss_X) :])

@@ -11,7 +11,7 @@ from model.stu import STULayer
 
 PARTS = {
     *("rows of the next", "lookup", "layers forward", "layers backward"),
-    *("tables backward", "sum of gradients", "dense optimizer"),
+    "tables backward, dense update",
 }
 
 
