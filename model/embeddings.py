@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -208,9 +208,13 @@ class TokenEmbeddings(nn.Module):
             begins.append(torch.arange(begin, end, rows_NF.shape[1], device=rows_NF.device))
         return begins
 
+    def begin(self, rows: TokenRows) -> TokenRows:
+        """Begins the lookup of what `rows` gave, when the tables are up to date; called by all ranks alike."""
+        return replace(rows, plan=self.tables.begin(rows.plan))
+
     def forward(self, batch: Batch, rows: TokenRows | None = None) -> EmbeddedTokens:
-        """All tokens of a batch; `rows` are its own, when they were asked for before."""
-        rows = rows or self.rows(batch)
+        """All tokens of a batch; `rows` are its own, begun, when they were asked for before."""
+        rows = rows or self.begin(self.rows(batch))
         streams = {name: batch.streams[index] for name, index in self.streams.items()}
         contextual, *histories, scored = self.tables(rows.plan).split(rows.num_tokens)
         requests_B1 = torch.arange(batch.num_requests + 1, device=batch.users_BF.device)

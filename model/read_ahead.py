@@ -14,13 +14,13 @@ Prepared = TypeVar("Prepared")
 _END = object()
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each taken before the one in front of it is handed out."""
+def one_ahead(items: Iterator[Item], begin: Callable[[Item], Prepared]) -> Iterator[Prepared]:
+    """Yields `begin` of every item, called before the item behind it is taken, which is before it is handed out."""
     waiting = deque(islice(items, 1))
-    for item in items:
-        waiting.append(item)
-        yield waiting.popleft()
-    yield from waiting
+    while waiting:
+        begun = begin(waiting.popleft())
+        waiting.extend(islice(items, 1))
+        yield begun
 
 
 def read_ahead(items: Iterator[Item], prepare: Callable[[Item], Prepared], *, depth: int) -> Iterator[Prepared]:

@@ -202,14 +202,20 @@ class Reader:
         return self._delivered(self._batches())
 
     def ahead(
-        self, prepare: Callable[[Batch], Prepared], *, watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
+        self,
+        prepare: Callable[[Batch], Item],
+        begin: Callable[[Item], Prepared],
+        *,
+        watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
     ) -> Iterator[Prepared]:
-        """An iteration that hands out `prepare` of every batch, called before the batch in front is handed out.
+        """An iteration that hands out begin(prepare(batch)): batch 2 is prepared when 1 has begun, before its step.
 
-        So a GPU can begin with what the next step must know before it works on this one. `watch` goes around the
-        batches as they are read.
+        Args:
+            prepare: what a step must know of a batch, which a GPU so finds out before it works on the batch in front.
+            begin: what is done right before the step.
+            watch: goes around the batches as they are read.
         """
-        return self._delivered(one_ahead(map(prepare, watch(self._batches()))))
+        return self._delivered(one_ahead(map(prepare, watch(self._batches())), begin))
 
     def _batches(self) -> Iterator[Batch]:
         batches: Iterator[Batch] = (

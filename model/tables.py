@@ -98,7 +98,7 @@ class EmbeddingTables(nn.Module):
         )
 
     def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> Any:
-        """What a lookup needs beside the weights: made whenever it suits, for one forward() of these tables.
+        """What a lookup needs beside the weights: made whenever it suits, for one begin() of these tables.
 
         Args:
             rows_K: (K,) int64, rows of the physical table: first_row[name] + code; -1 adds nothing.
@@ -107,9 +107,13 @@ class EmbeddingTables(nn.Module):
         """
         return present_rows(rows_K, offsets_N1, num_present)
 
-    def forward(self, plan: Any) -> Tensor:
+    def begin(self, plan: Any) -> Any:
+        """Begins a lookup, which forward() ends; nothing is to begin with where no other rank waits."""
+        return plan
+
+    def forward(self, begun: Any) -> Tensor:
         """(N, D) float32, the sums of rows that were planned."""
-        return self.sum_rows(plan)
+        return self.sum_rows(begun)
 
     def sum_rows(self, bags: Bags) -> Tensor:
         """Sums of rows held here, by their places among these, all of them present."""

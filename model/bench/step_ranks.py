@@ -23,6 +23,8 @@ from model.embeddings import TokenRows
 from model.lbsl_simulation import kuairand_27k_lengths
 from model.loss import ranking_loss
 from model.ranker import Ranker
+from model.read_ahead import one_ahead
+from model.training.collection import only_new_objects
 from model.training.distributed import World
 from model.training.lbsl import LoadBalancer
 from model.training.optim import Optimizer, OptimizerSettings
@@ -89,24 +91,25 @@ def train_steps(
 ) -> Iterator[Tensor]:
     """A step on each batch of this rank, as the trainer's; yields (1,) losses, summed over ranks.
 
-    As there, the rows of a batch are asked for before the step in front of it. `clock` has the parts marked.
+    As there, the rows of a batch are asked for when the step in front of it begins. `clock` has the parts marked.
     """
-    waiting, rows_of = iter(batches), ranker.embeddings.rows
-    batch = next(waiting, None)
-    rows = rows_of(batch) if batch else None
-    while batch:
+    embeddings = ranker.embeddings
+
+    def begin(planned: tuple[Batch, TokenRows]) -> tuple[Batch, TokenRows]:
         if clock:
             clock.begin()
-        following = next(waiting, None)
-        following_rows = rows_of(following) if following else None
-        if clock:
-            clock.mark("rows of the next")
-        yield _train_step(ranker, optimizer, batch, rows, world, clock)
-        batch, rows = following, following_rows
+        return planned[0], embeddings.begin(planned[1])
+
+    planned = ((batch, embeddings.rows(batch)) for batch in batches)
+    with only_new_objects():
+        for batch, rows in one_ahead(planned, begin):
+            if clock:
+                clock.mark("begin, rows of the next")
+            yield _train_step(ranker, optimizer, batch, rows, world, clock)
 
 
 def _train_step(
-    ranker: Ranker, optimizer: Optimizer, batch: Batch, rows: TokenRows | None, world: World, clock: StepClock | None
+    ranker: Ranker, optimizer: Optimizer, batch: Batch, rows: TokenRows, world: World, clock: StepClock | None
 ) -> Tensor:
     def mark(part: str) -> None:
         if clock:

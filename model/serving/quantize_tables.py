@@ -121,6 +121,10 @@ class QuantizedTables(nn.Module):
         """
         return present_rows(rows_K, offsets_N1, num_present)
 
+    def begin(self, bags: Bags) -> Bags:
+        """The same; as EmbeddingTables."""
+        return bags
+
     def forward(self, bags: Bags) -> Tensor:
         """(N, D) float32, their sums."""
         rows_L, offsets_N1 = bags.rows_L, bags.offsets_N1

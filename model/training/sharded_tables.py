@@ -16,7 +16,7 @@ All of it follows from one sort of the codes, by owner and row, the own rows beh
 
 While the others' rows travel, the own ones are summed; while the gradients of the others' rows travel, those of the
 own are. How many rows go where is counted on the GPU and sent to the host, which waits for it unless the lookup was
-planned a step ahead.
+planned a step ahead; then the next one is planned while rows travel.
 
 Legend: K slots of codes, M of them present, N bags, U distinct rows, O of them on other ranks, V rows that the others
 want of this rank, I rows that it has itself of its own, S = V + I rows looked up here, R ranks, D width.
@@ -123,6 +123,24 @@ class _Plan:
     counts: HostCopy
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A lookup whose rows of other ranks are on their way.
+
+    Attributes:
+        plan: what it is.
+        traffic: how much it moves.
+        wanted_V, own_I: where the rows lie that the others want and that its own bags have.
+        others_OD: ends the transfer.
+    """
+
+    plan: _Plan
+    traffic: _Traffic
+    wanted_V: Tensor
+    own_I: Tensor
+    others_OD: Callable[[], Tensor]
+
+
 class ShardedEmbeddingTables(EmbeddingTables):
     """The rows of one rank, and the lookup that all ranks take part in, with batches as different as they like."""
 
@@ -158,18 +176,24 @@ class ShardedEmbeddingTables(EmbeddingTables):
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
         return _Plan(offsets_N1, codes, HostCopy.of(torch.cat([needed_R, wanted_R, code_R1[-2:]])))
 
-    def forward(self, plan: _Plan) -> Tensor:
-        """(N, D) float32, the sums that were planned; called by all ranks alike, with backward() too."""
-        codes, traffic = plan.codes, self._traffic(plan.counts)
-        needed_O, own_I = codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
-        wanted_V = self._world.exchange(needed_O, traffic.needed, traffic.wanted)
-        # What the others wait for goes first. The one lookup has these rows too: their gradients come back through it.
+    @torch.no_grad()
+    def begin(self, plan: _Plan) -> _Begun:
+        """Sends the others the rows they want; called by all ranks alike, after the update of the step before."""
+        traffic, world = self._traffic(plan.counts), self._world
+        needed_O, own_I = plan.codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
+        wanted_V = world.exchange(needed_O, traffic.needed, traffic.wanted)
         wanted_VD = self.lookup.split_embedding_weights()[0].detach().index_select(0, wanted_V)
-        others_OD = self._world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
-        rows_S = torch.cat([wanted_V, own_I]).long()
+        others_OD = world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
+        return _Begun(plan, traffic, wanted_V, own_I, others_OD)
+
+    def forward(self, begun: _Begun) -> Tensor:
+        """(N, D) float32, the sums that were planned; called by all ranks alike, with backward() too."""
+        # The others have their rows already. This lookup has them too: their gradients come back through it.
+        rows_S = torch.cat([begun.wanted_V, begun.own_I]).long()
         values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
-        lookup = _Lookup(plan.offsets_N1, codes, traffic, self._world, self._impl, self._taken_calls)
-        return _SumOfRanks.apply(values_SD, others_OD, lookup)
+        plan = begun.plan
+        lookup = _Lookup(plan.offsets_N1, plan.codes, begun.traffic, self._world, self._impl, self._taken_calls)
+        return _SumOfRanks.apply(values_SD, begun.others_OD, lookup)
 
     def _taken_calls(self) -> tuple[Callable[[], None], ...]:
         calls, self._calls = self._calls, ()

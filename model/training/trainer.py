@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
 from model.training.checkpoint import Checkpoint, Header, restore_rng, rng_group, rng_tensors
+from model.training.collection import only_new_objects
 from model.training.distributed import World
 from model.training.early_stop import EarlyStop
 from model.training.lbsl import LoadBalancer
@@ -150,13 +151,18 @@ class Trainer:
         until_step = self.total_steps if until_step is None else until_step
         progress = Progress(logger, "train: step", total=self.total_steps, done=self.step)
         self.ranker.train()
-        while self.step < until_step and not self.is_done:
-            for placed in self._reader.ahead(self._place, watch=self.window.timed):
-                self._train_on(placed)
-                progress.advance(requests=placed.batch.num_requests, tokens=placed.batch.num_tokens)
-                self._after_step(progress, save)
-                if self.step == until_step or self.is_done:
-                    break
+        with only_new_objects():
+            while self.step < until_step and not self.is_done:
+                self._fit_epoch(until_step, progress, save)
+
+    def _fit_epoch(self, until_step: int, progress: Progress, save: Callable[[Checkpoint], None] | None) -> None:
+        """Trains on what is left of the epoch, or to `until_step`."""
+        for placed in self._reader.ahead(self._place, self._begin, watch=self.window.timed):
+            self._train_on(placed)
+            progress.advance(requests=placed.batch.num_requests, tokens=placed.batch.num_tokens)
+            self._after_step(progress, save)
+            if self.step == until_step or self.is_done:
+                break
 
     def _after_step(self, progress: Progress, save: Callable[[Checkpoint], None] | None) -> None:
         figures: dict[str, float] = {}
@@ -179,6 +185,10 @@ class Trainer:
         counts = count_step(batch, gamma=self._config.sampling.gamma, world=self.companions.world)
         request_id_B, batch = batch.request_id_B, batch.to(self._device)
         return _Placed(batch, request_id_B, counts, self.ranker.embeddings.rows(batch))
+
+    def _begin(self, placed: _Placed) -> _Placed:
+        """Begins with what other ranks wait for; the next batch is placed while it travels."""
+        return replace(placed, rows=self.ranker.embeddings.begin(placed.rows))
 
     def _train_on(self, placed: _Placed) -> None:
         world, batch, counts = self.companions.world, placed.batch, placed.counts

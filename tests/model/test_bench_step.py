@@ -10,7 +10,7 @@ from model.ranker import Ranker
 from model.stu import STULayer
 
 PARTS = {
-    *("rows of the next", "lookup", "layers forward", "layers backward"),
+    *("begin, rows of the next", "lookup", "layers forward", "layers backward"),
     "tables backward, dense update",
 }
 

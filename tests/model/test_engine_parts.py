@@ -1,5 +1,6 @@
 """Early stop, tracking, the window of steps, reading ahead."""
 
+import gc
 import json
 import subprocess
 import threading
@@ -15,6 +16,7 @@ from model.config import ModelConfig
 from model.loss import LossCounts
 from model.read_ahead import one_ahead, read_ahead
 from model.train import TrainPaths, build_trainer, train
+from model.training.collection import only_new_objects
 from model.training.early_stop import hold_out, stops
 from model.training.sampler import index_requests, request_times
 from model.training.step_window import StepCounts, StepWindow
@@ -156,9 +158,25 @@ def test_reading_ahead_ends_its_thread_when_given_up():
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_an_item_is_taken_before_the_one_in_front_is_handed_out(count):
-    taken = []
-    for found, item in enumerate(one_ahead(taken.append(number) or number for number in range(count))):
-        assert item == found
-        assert taken == list(range(min(found + 2, count)))
-    assert len(taken) == count
+def test_an_item_begins_before_the_next_is_taken_and_that_before_it_is_handed_out(count):
+    events = []
+
+    def event(name, number):
+        events.append((name, number))
+        return number
+
+    for number in one_ahead((event("taken", n) for n in range(count)), lambda n: event("begun", n)):
+        event("handed out", number)
+    order = {event: place for place, event in enumerate(events)}
+    assert len(order) == 3 * count
+    for n in range(count):
+        assert order["taken", n] < order["begun", n] < order["handed out", n]
+        if n + 1 < count:
+            assert order["begun", n] < order["taken", n + 1] < order["handed out", n]
+
+
+def test_what_exists_stays_out_of_collections_for_a_while():
+    before = gc.get_freeze_count()
+    with only_new_objects():
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == before

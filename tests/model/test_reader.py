@@ -170,7 +170,7 @@ def test_what_is_prepared_ahead_does_not_count_as_delivered(tmp_path, make_conte
             watched.append(batch)
             yield batch
 
-    for number in reader.ahead(prepare, watch=watch):
+    for number in reader.ahead(prepare, lambda number: number, watch=watch):
         assert_same(prepared[number], expected[number])
         assert len(prepared) == len(watched) == min(number + 2, len(expected))
         if number == 1:

@@ -98,7 +98,7 @@ def tables_of(world, num_bag_ranks):
         lengths = torch.cat([offsets.diff() for _, offsets in bags])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         rows = torch.where(codes > 0, codes + tables.first_row["item"], -1)
-        out = tables(tables.plan(rows, offsets))
+        out = tables(tables.begin(tables.plan(rows, offsets)))
         (out**2).sum().backward()
         outputs.append(out.detach())
     return {

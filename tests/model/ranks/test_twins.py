@@ -37,7 +37,7 @@ def step_of(tables, rows_NF):
     """One lookup and update."""
     num_bags, width = rows_NF.shape
     plan = tables.plan(rows_NF.flatten(), torch.arange(0, width * num_bags + 1, width, device=rows_NF.device))
-    out_ND = tables(plan)
+    out_ND = tables(tables.begin(plan))
     (out_ND**2).mean().backward()
     return out_ND.detach()
 
