@@ -124,7 +124,7 @@ class EmbeddingTables(nn.Module):
             return self.lookup(bags.rows_L, bags.offsets_N1)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Holds from the next backward() on."""
+        """Holds for lookups that begin from now on."""
         self.lookup.set_learning_rate(learning_rate)
 
     def weights(self) -> dict[str, Tensor]:

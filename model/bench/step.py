@@ -31,7 +31,7 @@ from model.batch import Batch
 from model.bench.step_batches import TINY, BenchShape, bench_batch, bench_config, bench_spec
 from model.bench.step_clock import wait_for
 from model.bench.step_data import data_wait
-from model.bench.step_ranks import REQUESTS_PER_RANK, SETTINGS, default_config, ranks_figures, train_steps
+from model.bench.step_ranks import KINDS, REQUESTS_PER_RANK, SETTINGS, default_config, ranks_figures, train_steps
 from model.config import ModelConfig
 from model.ranker import Ranker
 from model.sequence import TokenSequence
@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.ranks:
             steps = 3 if arguments.tiny else arguments.steps
             content["requests_per_rank"] = REQUESTS_PER_RANK
-            kinds = {kind: ranks_figures(kind, shape, world, device=device, steps=steps) for kind in ("sl", "lbsl")}
+            kinds = {kind: ranks_figures(kind, shape, world, device=device, steps=steps) for kind in KINDS}
             content["samples_per_second"] = {kind: figures.samples_per_second for kind, figures in kinds.items()}
             content["kinds"] = {kind: dataclasses.asdict(figures) for kind, figures in kinds.items()}
             logger.info("%d rank(s): %s samples/s", world.size, content["samples_per_second"])

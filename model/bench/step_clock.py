@@ -150,5 +150,6 @@ def host_waits(run: Callable[[], object]) -> dict[str, int]:
             run()
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    # PyTorch also warns, once, that this way to ask may change.
+    waits = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
     return dict(Counter(f"{'/'.join(Path(wait.filename).parts[-2:])}:{wait.lineno}" for wait in waits))

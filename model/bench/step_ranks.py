@@ -37,7 +37,8 @@ SETTINGS = OptimizerSettings(1e-3, 0.05, 0.01)
 REQUESTS_PER_RANK = 32
 _WARM_UP, _PROFILED = 8, 3
 _GAMMA = 1.5
-_SAMPLING = {"alpha": 1.7, "gamma": _GAMMA, "warmup_steps": 4, "recalibrate_every": 4, "exact_fill": False}
+_SAMPLING = {"alpha": 1.7, "gamma": _GAMMA, "warmup_steps": 4, "recalibrate_every": 4}
+KINDS = ("sl", "lbsl", "lbsl_fill")
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,11 @@ def default_config(shape: BenchShape, device: torch.device) -> ModelConfig:
 
 
 def draw_batches(kind: str, shape: BenchShape, world: World, *, device: torch.device, steps: int) -> list[Batch]:
-    """This rank's batches, of KuaiRand-27K-like histories cut by `kind`."""
+    """This rank's batches, of KuaiRand-27K-like histories cut by `kind`, one of KINDS."""
     balancer = LoadBalancer(
-        SamplingConfig.model_validate(_SAMPLING | {"kind": kind}),
+        SamplingConfig.model_validate(
+            _SAMPLING | {"kind": kind.removesuffix("_fill"), "exact_fill": kind.endswith("_fill")}
+        ),
         (shape.max_length,),
         seed=1,
         num_ranks=world.size,

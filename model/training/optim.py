@@ -1,7 +1,7 @@
 """One optimizer over the two kinds of parameters: AdamW for dense ones, fbgemm's fused row-wise Adagrad for tables.
 
-The tables update inside backward(): their learning rate is the one set before it, clipping does not reach them, and
-`step` is for the dense parameters alone.
+The tables update inside backward(): their learning rate is the one set before their lookup, clipping does not reach
+them, and `step` is for the dense parameters alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def _present(parameters: Sequence[Tensor]) -> list[bool]:
 
 
 class Optimizer:
-    """A training step is: set_schedule, zero_grad, forward, update; update is backward, sum_over_ranks, clip, step."""
+    """A training step is: set_schedule, zero_grad, forward, update; update is backward, sum_over_ranks, clip, step.
+
+    The tables' lookup begins behind set_schedule: it takes the learning rate along.
+    """
 
     def __init__(self, ranker: Ranker, settings: OptimizerSettings) -> None:
         self._ranker = ranker
@@ -81,7 +84,7 @@ class Optimizer:
         self.set_schedule(1.0)
 
     def set_schedule(self, factor: float) -> None:
-        """Multiplies both configured learning rates, from the next backward() on."""
+        """Multiplies both configured learning rates, for lookups that begin from now on and the next step()."""
         for group in self._adamw.param_groups:
             group["lr"] = self._settings.dense_learning_rate * factor
         self._ranker.embeddings.tables.set_learning_rate(self._settings.table_learning_rate * factor)

@@ -130,14 +130,13 @@ class _Begun:
     Attributes:
         plan: what it is.
         traffic: how much it moves.
-        wanted_V, own_I: where the rows lie that the others want and that its own bags have.
+        values_SD: rows that the others want, then those of its own bags.
         others_OD: ends the transfer.
     """
 
     plan: _Plan
     traffic: _Traffic
-    wanted_V: Tensor
-    own_I: Tensor
+    values_SD: Tensor
     others_OD: Callable[[], Tensor]
 
 
@@ -176,24 +175,21 @@ class ShardedEmbeddingTables(EmbeddingTables):
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
         return _Plan(offsets_N1, codes, HostCopy.of(torch.cat([needed_R, wanted_R, code_R1[-2:]])))
 
-    @torch.no_grad()
     def begin(self, plan: _Plan) -> _Begun:
-        """Sends the others the rows they want; called by all ranks alike, after the update of the step before."""
+        """Looks rows up and sends the others theirs; called by all ranks alike, after the update of the step before."""
         traffic, world = self._traffic(plan.counts), self._world
         needed_O, own_I = plan.codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
         wanted_V = world.exchange(needed_O, traffic.needed, traffic.wanted)
-        wanted_VD = self.lookup.split_embedding_weights()[0].detach().index_select(0, wanted_V)
-        others_OD = world.start_exchange(wanted_VD, traffic.wanted, traffic.needed)
-        return _Begun(plan, traffic, wanted_V, own_I, others_OD)
+        rows_S = torch.cat([wanted_V, own_I]).long()
+        values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
+        wanted_VD = values_SD.detach()[: traffic.wanted_rows]
+        return _Begun(plan, traffic, values_SD, world.start_exchange(wanted_VD, traffic.wanted, traffic.needed))
 
     def forward(self, begun: _Begun) -> Tensor:
         """(N, D) float32, the sums that were planned; called by all ranks alike, with backward() too."""
-        # The others have their rows already. This lookup has them too: their gradients come back through it.
-        rows_S = torch.cat([begun.wanted_V, begun.own_I]).long()
-        values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
         plan = begun.plan
         lookup = _Lookup(plan.offsets_N1, plan.codes, begun.traffic, self._world, self._impl, self._taken_calls)
-        return _SumOfRanks.apply(values_SD, begun.others_OD, lookup)
+        return _SumOfRanks.apply(begun.values_SD, begun.others_OD, lookup)
 
     def _taken_calls(self) -> tuple[Callable[[], None], ...]:
         calls, self._calls = self._calls, ()

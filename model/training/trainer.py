@@ -9,10 +9,8 @@ Legend: B requests, C candidates, K tasks, S steps.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,26 +28,13 @@ from model.training.early_stop import EarlyStop
 from model.training.lbsl import LoadBalancer
 from model.training.loss_history import LossHistory
 from model.training.optim import Optimizer, OptimizerSettings
+from model.training.schedule import schedule_factor
 from model.training.step_window import StepCounts, StepWindow, count_step
 from model.training.tracking import Tracker
 from model.training.train_config import TrainConfig
 from model.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
-
-
-def schedule_factor(
-    step: int, total_steps: int, *, warmup_steps: int, schedule: Literal["constant", "linear", "cosine"]
-) -> float:
-    """What the learning rates are multiplied with at a step (from 0): a linear warm-up, then the schedule."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    if schedule == "linear":
-        return 1 - progress
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    return 1.0
 
 
 @dataclass(frozen=True)
@@ -187,7 +172,11 @@ class Trainer:
         return _Placed(batch, request_id_B, counts, self.ranker.embeddings.rows(batch))
 
     def _begin(self, placed: _Placed) -> _Placed:
-        """Begins with what other ranks wait for; the next batch is placed while it travels."""
+        """Begins the step with what other ranks wait for; the next batch is placed while it travels."""
+        factor = schedule_factor(
+            self.step, self.total_steps, warmup_steps=self._config.warmup_steps, schedule=self._config.schedule
+        )
+        self._optimizer.set_schedule(factor)
         return replace(placed, rows=self.ranker.embeddings.begin(placed.rows))
 
     def _train_on(self, placed: _Placed) -> None:
@@ -195,10 +184,6 @@ class Trainer:
         self.num_requests += counts.num_requests
         self.num_candidates += counts.loss.num_candidates
         self.num_tokens += counts.num_tokens
-        factor = schedule_factor(
-            self.step, self.total_steps, warmup_steps=self._config.warmup_steps, schedule=self._config.schedule
-        )
-        self._optimizer.set_schedule(factor)
         self._optimizer.zero_grad()
         loss = ranking_loss(
             self.ranker(batch, placed.rows), batch.candidates, self.ranker.config, self.ranker.spec, counts=counts.loss

@@ -1,11 +1,13 @@
 import json
 import sys
+import warnings
 
 import pytest
 import torch
 
 from model.bench.step import held_between_passes, main, plain_layer
 from model.bench.step_batches import TINY, bench_batch, bench_config, bench_spec
+from model.bench.step_clock import host_waits
 from model.ranker import Ranker
 from model.stu import STULayer
 
@@ -46,7 +48,7 @@ def test_command_runs_small(tmp_path, monkeypatch, arguments):
     main()
     document = json.loads((tmp_path / "step.json").read_text())
     if arguments:
-        assert set(document["samples_per_second"]) == {"sl", "lbsl"}
+        assert set(document["samples_per_second"]) == {"sl", "lbsl", "lbsl_fill"}
         figures = document["kinds"]["lbsl"]
         assert [(row["step"], row["rank"], row["load_share"]) for row in figures["log"]] == [
             (s, 0, 1) for s in range(3)
@@ -64,3 +66,18 @@ def test_without_a_gpu_only_tiny_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_step", "--out", str(tmp_path / "step.json")])
     with pytest.raises(SystemExit, match="cuda is not available here; --tiny runs on the CPU"):
         main()
+
+
+def test_only_lines_that_wait_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "set_sync_debug_mode", lambda _: warnings.warn("it may miss synchronizing operations")
+    )
+
+    def run():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation")
+
+    [(line, times)] = host_waits(run).items()
+    assert line.startswith("model/test_bench_step.py:")
+    assert times == 2

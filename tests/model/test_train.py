@@ -18,8 +18,9 @@ from model.progress import Progress
 from model.reader import Reader
 from model.stage import device_of, max_lengths
 from model.train import TrainPaths, base_rates, build_trainer, main, train
+from model.training.schedule import schedule_factor
 from model.training.train_config import TrainConfig
-from model.training.trainer import Trainer, schedule_factor
+from model.training.trainer import Trainer
 
 
 @pytest.fixture
