@@ -71,12 +71,12 @@ def test_without_a_gpu_only_tiny_runs(tmp_path, monkeypatch):
 def test_only_lines_that_wait_are_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(
-        torch.cuda, "set_sync_debug_mode", lambda _: warnings.warn("it may miss synchronizing operations")
+        torch.cuda, "set_sync_debug_mode", lambda _: warnings.warn("it may miss synchronizing operations", stacklevel=2)
     )
 
     def run():
         for _ in range(2):
-            warnings.warn("called a synchronizing CUDA operation")
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     [(line, times)] = host_waits(run).items()
     assert line.startswith("model/test_bench_step.py:")
