@@ -1,9 +1,9 @@
 """Sums of rows over bags, and the rows' gradients, in PyTorch and in Triton; some rows lie in half of all bags.
 
-Both take a range of the rows, so that what is there already is summed while the rest is on its way. Neither knows
-autograd: whoever calls them has transfers between them.
+Rows may lie in two places, as what came from elsewhere does, and gradients are summed for a range of them, so that the
+first are on their way while the others are summed. Neither knows autograd: whoever calls them has transfers between.
 
-Legend: U rows, N bags, K slots of all bags, M slots with a row of the range, D columns.
+Legend: U and W rows, N bags, K slots of all bags, M slots with a row of the range, D columns.
 """
 
 from __future__ import annotations
@@ -17,36 +17,30 @@ from kernels.jagged import lengths_to_offsets
 
 
 def bag_sum(
-    values_UD: Tensor,
-    rows_K: Tensor,
-    offsets_N1: Tensor,
-    *,
-    impl: str,
-    first_row: int = 0,
-    add_to_ND: Tensor | None = None,
+    values_UD: Tensor, rows_K: Tensor, offsets_N1: Tensor, *, impl: str, more_WD: Tensor | None = None
 ) -> Tensor:
     """Sums rows over each bag, in fp32.
 
     Args:
-        values_UD: (U, D) rows first_row, first_row + 1, ...
-        rows_K: (K,) integers, the row of each slot; slots with other rows than these U add nothing.
+        values_UD: (U, D) rows 0, 1, ...
+        rows_K: (K,) integers, the row of each slot; those of other rows add nothing.
         offsets_N1: (N + 1,) bag n has the slots offsets[n] up to offsets[n + 1].
         impl: "reference" or "triton".
-        first_row: number of the first row.
-        add_to_ND: (N, D) contiguous sums that these are added to, in place.
+        more_WD: (W, D) the rows U, U + 1, ..., which lie elsewhere.
 
     Returns:
-        (N, D), add_to_ND itself where it is given.
+        (N, D).
     """
     check_impl(impl, values_UD)
     if impl == "triton":
         from kernels.bag_sum import sums
 
-        return sums.bag_sum(values_UD, rows_K, offsets_N1, first_row=first_row, add_to=add_to_ND)
-    is_here_K = (rows_K >= first_row) & (rows_K < first_row + values_UD.shape[0])
+        return sums.bag_sum(values_UD, rows_K, offsets_N1, more=more_WD)
+    if more_WD is not None:
+        values_UD = torch.cat([values_UD, more_WD])
+    is_here_K = (rows_K >= 0) & (rows_K < values_UD.shape[0])
     offsets_N1 = lengths_to_offsets(is_here_K)[offsets_N1]
-    sums_ND = embedding_bag(rows_K[is_here_K] - first_row, values_UD, offsets_N1, mode="sum", include_last_offset=True)
-    return sums_ND if add_to_ND is None else add_to_ND.add_(sums_ND)
+    return embedding_bag(rows_K[is_here_K], values_UD, offsets_N1, mode="sum", include_last_offset=True)
 
 
 def bag_sum_gradient(

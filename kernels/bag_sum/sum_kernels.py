@@ -18,25 +18,31 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["first_row", "num_rows"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit
+def load_rows_of(source_ptr, rows, num_rows, columns, DIM: tl.constexpr):
+    """(rows, columns) elements, zeros of rows that are not there."""
+    is_here = (rows >= 0) & (rows < num_rows)
+    pointers = source_ptr + rows[:, None] * DIM + columns[None, :]
+    return tl.load(pointers, mask=is_here[:, None] & (columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["num_values", "num_more"], do_not_specialize_on_alignment=["rows_ptr"])
 def bag_sum_kernel(
-    values_ptr, rows_ptr, offsets_ptr, out_ptr, first_row, num_rows,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
+    values_ptr, more_ptr, rows_ptr, offsets_ptr, out_ptr, num_values, num_more,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A block of columns of one bag's sum, ROWS slots at once; ADD to what is there."""
+    """A block of columns of one bag's sum, ROWS slots at once."""
     bag = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < DIM
     begin, end = tl.load(offsets_ptr + bag), tl.load(offsets_ptr + bag + 1)
-    out_ptrs = out_ptr + bag.to(tl.int64) * DIM + columns
-    total = tl.load(out_ptrs, mask=inside, other=0.0) if ADD else tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
     for slot in range(begin, end, ROWS):
         slots = slot + tl.arange(0, ROWS)
-        rows = tl.load(rows_ptr + slots, mask=slots < end, other=-1).to(tl.int64) - first_row
-        is_here = (rows >= 0) & (rows < num_rows)
-        value_ptrs = values_ptr + rows[:, None] * DIM + columns[None, :]
-        total += tl.sum(tl.load(value_ptrs, mask=is_here[:, None] & inside[None, :], other=0.0), axis=0)
-    tl.store(out_ptrs, total, mask=inside)
+        rows = tl.load(rows_ptr + slots, mask=slots < end, other=-1).to(tl.int64)
+        values = load_rows_of(values_ptr, rows, num_values, columns, DIM)
+        total += tl.sum(values + load_rows_of(more_ptr, rows - num_values, num_more, columns, DIM), axis=0)
+    tl.store(out_ptr + bag.to(tl.int64) * DIM + columns, total, mask=inside)
 
 
 @triton.jit

@@ -20,22 +20,20 @@ _MAX_COLUMNS, _SUM_COLUMNS_PER_WARP, _GRADIENT_COLUMNS_PER_WARP = 512, 256, 128
 SHARES, _SHARE_COLUMNS, _SHARE_WARPS = 32, 128, 4
 
 
-def bag_sum(
-    values: Tensor, rows: Tensor, offsets: Tensor, *, first_row: int = 0, add_to: Tensor | None = None
-) -> Tensor:
-    """The sums, added to others in place where they are given.
+def bag_sum(values: Tensor, rows: Tensor, offsets: Tensor, *, more: Tensor | None = None) -> Tensor:
+    """The sums.
 
     Raises:
         NotImplementedError: values that are not fp32, or rows in memory that are not one after the other.
     """
     num_bags, dim = offsets.numel() - 1, values.shape[1]
-    out = torch.empty(num_bags, dim, device=values.device) if add_to is None else add_to
-    _check(values, out)
+    out, more = torch.empty(num_bags, dim, device=values.device), values[:0] if more is None else more
+    _check(values, more, out)
     if out.numel() > 0:
         columns, fixed = _blocks(dim, _SUM_COLUMNS_PER_WARP)
         with torch.cuda.device_of(values):
             bag_sum_kernel[(num_bags, columns)](
-                values, rows, offsets, out, first_row, values.shape[0], ROWS=SLOTS, ADD=add_to is not None, **fixed
+                values, more, rows, offsets, out, values.shape[0], more.shape[0], ROWS=SLOTS, **fixed
             )
     return out
 

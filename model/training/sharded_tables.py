@@ -14,9 +14,9 @@ All of it follows from one sort of the codes, by owner and row, the own rows beh
     codes sorted       a a b | c c c | d e e e | -          rows of other ranks, own rows, absent
     rows they have     0 0 1 | 2 2 2 | 3 4 4 4 | 5          numbers of distinct rows: O of others, U in all
 
-While the others' rows travel, the own ones are summed; while the gradients of the others' rows travel, those of the
-own are. How many rows go where is counted on the GPU and sent to the host, which waits for it unless the lookup was
-planned a step ahead; then the next one is planned while rows travel.
+How many rows go where is counted on the GPU and sent to the host, which waits for it unless the lookup was planned a
+step ahead. While the others' rows travel, the next lookup is planned; while the gradients of the others' rows travel,
+those of the own are summed.
 
 Legend: K slots of codes, M of them present, N bags, U distinct rows, O of them on other ranks, V rows that the others
 want of this rank, I rows that it has itself of its own, S = V + I rows looked up here, R ranks, D width.
@@ -213,7 +213,7 @@ class ShardedEmbeddingTables(EmbeddingTables):
 
 
 class _SumOfRanks(torch.autograd.Function):
-    """Sums own rows over the bags, then those of the others, which `others_OD` waits for; gradients take their way."""
+    """Sums the others' rows, which `others_OD` waits for, and the own ones over the bags; gradients go the way back."""
 
     @staticmethod
     def forward(ctx: Any, values_SD: Tensor, others_OD: Callable[[], Tensor], lookup: _Lookup) -> Tensor:
@@ -224,8 +224,7 @@ class _SumOfRanks(torch.autograd.Function):
         ctx.save_for_backward(bag_M, codes.row_K1[: traffic.codes])
         ctx.lookup = lookup
         own_ID = values_SD[traffic.wanted_rows :]
-        sums_ND = bag_sum(own_ID, row_K, lookup.offsets_N1, impl=impl, first_row=traffic.others_rows)
-        return bag_sum(others_OD(), row_K, lookup.offsets_N1, impl=impl, add_to_ND=sums_ND)
+        return bag_sum(others_OD(), row_K, lookup.offsets_N1, impl=impl, more_WD=own_ID)
 
     @staticmethod
     @once_differentiable

@@ -121,8 +121,7 @@ def run_bags(tokens):
     """Sums over bags of five rows and the rows' gradients."""
     values, rows = empty(tokens - 7, 512), empty(5 * tokens, dtype=torch.int64)
     offsets = empty(tokens + 1, dtype=torch.int64)
-    total = sums.bag_sum(values, rows, offsets, first_row=tokens)
-    sums.bag_sum(values, rows, offsets, first_row=tokens, add_to=total)
+    total = sums.bag_sum(values, rows, offsets, more=values)
     sums.bag_sum_gradient(total, rows, rows, values, first_row=tokens)
 
 

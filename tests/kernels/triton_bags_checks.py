@@ -43,29 +43,28 @@ def between_nans(*shape, device):
     return buffer[1:-1]
 
 
-def rows_of(lengths, num_rows, first_row, device):
+def rows_of(lengths, num_rows, device):
     """Rows of the slots: a few rows in most bags, others once or never, some of no interest."""
     total = sum(lengths)
-    spread = torch.randint(-2, first_row + num_rows + 3, (total,), device=device)
-    common = torch.randint(first_row, first_row + min(num_rows, 2) + 1, (total,), device=device)
+    spread = torch.randint(-2, num_rows + 3, (total,), device=device)
+    common = torch.randint(0, min(num_rows, 2) + 1, (total,), device=device)
     return torch.where(torch.rand(total, device=device) < 0.5, spread, common)
 
 
-def exactly(terms, owners, num_sums, base=None):
-    """(M, D) terms added up by their owners, and to others."""
-    starts = terms.new_zeros(num_sums, terms.shape[1], dtype=torch.float64) if base is None else base.double()
-    terms = terms.double()
+def exactly(terms, owners, num_sums):
+    """(M, D) terms added up by their owners."""
+    starts, terms = terms.new_zeros(num_sums, terms.shape[1], dtype=torch.float64), terms.double()
     return Exact(
         starts.index_add(0, owners, terms),
-        starts.abs().index_add(0, owners, terms.abs()),
-        torch.bincount(owners, minlength=num_sums) + (base is not None),
+        starts.index_add(0, owners, terms.abs()),
+        torch.bincount(owners, minlength=num_sums),
     )
 
 
-def exact_bags(values, rows, offsets, first_row, base=None):
+def exact_bags(values, rows, offsets):
     bags = request_of_rows(offsets, rows.numel())
-    here = (rows >= first_row) & (rows < first_row + len(values))
-    return exactly(values[rows[here] - first_row], bags[here], offsets.numel() - 1, base)
+    here = (rows >= 0) & (rows < len(values))
+    return exactly(values[rows[here]], bags[here], offsets.numel() - 1)
 
 
 def additions_of_bags(lengths_N):
@@ -83,17 +82,15 @@ def ceil_div(a, b):
     return (a + b - 1) // b
 
 
-def check_sum(device, lengths, num_rows, dim, *, first_row=0, dtype=torch.int64):
-    values, base = between_nans(num_rows, dim, device=device), between_nans(len(lengths), dim, device=device)
-    rows = rows_of(lengths, num_rows, first_row, device)
+def check_sum(device, lengths, num_rows, dim, *, num_more=0, dtype=torch.int64):
+    values, more = between_nans(num_rows, dim, device=device), between_nans(num_more, dim, device=device)
+    rows = rows_of(lengths, num_rows + num_more, device)
     offsets = lengths_to_offsets(torch.tensor(lengths, dtype=torch.int64, device=device))
-    found = bag_sum(values, rows.to(dtype), offsets, impl="triton", first_row=first_row)
     additions = additions_of_bags(offsets.diff())
-    matches("sum", found, exact_bags(values, rows, offsets, first_row), additions)
-    expected = exact_bags(values, rows, offsets, first_row, base)
-    added = bag_sum(values, rows.to(dtype), offsets, impl="triton", first_row=first_row, add_to_ND=base)
-    assert added is base
-    matches("sum added to another", added, expected, additions)
+    found = bag_sum(values, rows.to(dtype), offsets, impl="triton", more_WD=more)
+    matches("sum of rows in two places", found, exact_bags(torch.cat([values, more]), rows, offsets), additions)
+    alone = bag_sum(values, rows.to(dtype), offsets, impl="triton")
+    matches("sum", alone, exact_bags(values, rows, offsets), additions)
 
 
 def check_gradient(device, counts, num_bags, dim, *, first_row=0, dtype=torch.int64):
@@ -127,13 +124,15 @@ def check_ragged(device, examples, longest):
     generator = random.Random(3)
     for example in range(examples):
         dim = generator.choice((1, 4, 24, 128, 200))
-        options = {"first_row": generator.choice((0, 5)), "dtype": (torch.int64, torch.int32)[example % 2]}
+        dtype = (torch.int64, torch.int32)[example % 2]
         lengths = [generator.choice((0, 1, generator.randint(0, longest))) for _ in range(generator.randint(1, 9))]
-        check_sum(device, lengths, generator.choice((0, 1, 7, 40)), dim, **options)
+        num_rows, num_more = generator.choice((0, 1, 7, 40)), generator.choice((0, 1, 9))
+        check_sum(device, lengths, num_rows, dim, num_more=num_more, dtype=dtype)
         counts = [
             generator.choice((1, 2, 5, generator.randint(1, 12 * longest))) for _ in range(generator.randint(1, 9))
         ]
-        check_gradient(device, counts, generator.choice((1, 2, 30)), dim, **options)
+        first_row = generator.choice((0, 5))
+        check_gradient(device, counts, generator.choice((1, 2, 30)), dim, first_row=first_row, dtype=dtype)
 
 
 def check_chunks(device):
@@ -192,7 +191,7 @@ def check_large(device):
     rows[:num_rows, 8] = torch.arange(num_rows, device=device)
     flat, offsets = rows.flatten(), torch.arange(num_bags + 1, device=device) * slots
     values, gradient = (torch.randn(n, dim, device=device) for n in (num_rows, num_bags))
-    found = bag_sum(values, flat, offsets, impl="triton")
+    found = bag_sum(values[:70_000], flat, offsets, impl="triton", more_WD=values[70_000:].clone())
     ordered, order = flat.sort(stable=True)
     here = (ordered >= 0) & (ordered < num_rows)
     bags, ordered = (order // slots)[here], ordered[here]
