@@ -48,8 +48,8 @@ class _Sum:
 def backward(loss: Tensor) -> None:
     """The backward pass of a training step, in the thread that calls.
 
-    Autograd would give a GPU's to a thread of its own. The layers' backward is Python that launches kernels, on one host
-    of an H100 half as slow again there; and transfers that it begins have one order with the others here.
+    Autograd would give a GPU's to a thread of its own. The layers' backward is Python that launches kernels, half as
+    slow again there on one host of an H100; and transfers that it begins have one order with the others here.
     """
     with torch.autograd.set_multithreading_enabled(False):
         loss.backward()
