@@ -13,11 +13,8 @@ Legend: B requests, T history tokens, C candidates, N tokens of any kind, F code
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,87 +23,13 @@ from features.spec import CategoricalField, FeatureSpec
 from kernels.jagged import request_of_rows
 from model.batch import Batch, UIHStream
 from model.config import ModelConfig
+from model.field_rows import Column, FieldRows
 from model.tables import EmbeddingTables
+from model.tokens import EmbeddedTokens, HistoryTokens, JaggedTokens, TokenRows
 
 # Positions are exact up to 16, then four buckets an octave; ages go by half octaves from one second to two years.
 POSITION_EDGES = (*range(1, 16), *(steps << octave for octave in range(2, 18) for steps in (4, 5, 6, 7)))
 AGE_EDGES_MS = tuple(int(1000 * 2 ** (half / 2)) for half in range(53))
-
-
-@dataclass(frozen=True)
-class JaggedTokens:
-    """Tokens of one kind: values_TD (T, D), and offsets_B1 (B + 1,) that say which request owns them."""
-
-    values_TD: Tensor
-    offsets_B1: Tensor
-
-
-@dataclass(frozen=True)
-class HistoryTokens(JaggedTokens):
-    """History tokens of a stream; lengths, of each request, are known on the host."""
-
-    lengths: tuple[int, ...]
-
-    def check(self, max_length: int) -> None:
-        """Refuses histories that are longer than a stream's max_length."""
-        if max(self.lengths, default=0) > max_length:
-            raise ValueError(f"a history of {max(self.lengths)} tokens is longer than the stream's max_length")
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Which rows a batch's tokens are sums of.
-
-    Attributes:
-        plan: the tables' own.
-        num_tokens: of the contextual ones, of each stream's history and of the candidates.
-    """
-
-    plan: Any
-    num_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EmbeddedTokens:
-    """A batch's tokens; `histories` has an entry per configured stream."""
-
-    contextual: JaggedTokens
-    histories: dict[str, HistoryTokens]
-    candidates: JaggedTokens
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Codes of one column: code c, above 0 and below size, is row first_row + c of the physical table."""
-
-    table: str
-    first_row: int
-    size: int
-
-
-class FieldRows(nn.Module):
-    """Maps the codes of some columns to rows of the physical table."""
-
-    first_row_F: Tensor
-    size_F: Tensor
-
-    def __init__(self, columns: Sequence[_Column], *, device: torch.device) -> None:
-        super().__init__()
-        first_row = torch.tensor([column.first_row for column in columns], dtype=torch.int64, device=device)
-        size = torch.tensor([column.size for column in columns], dtype=torch.int64, device=device)
-        self.register_buffer("first_row_F", first_row, persistent=False)
-        self.register_buffer("size_F", size, persistent=False)
-        tables = dict.fromkeys(column.table for column in columns)
-        message = f"a code lies outside its table, one of {', '.join(tables)}"
-        self.message = textwrap.shorten(message, width=250, placeholder=" ...")  # CUDA refuses longer ones
-
-    def forward(self, codes_NF: Tensor) -> Tensor:
-        """(N, F) int64 rows, -1 for code 0.
-
-        A code outside its table would be another table's row: it stops the step, on CUDA without waiting for it.
-        """
-        torch._assert_async(((codes_NF >= 0) & (codes_NF < self.size_F)).all(), self.message)
-        return (codes_NF + self.first_row_F).masked_fill_(codes_NF == 0, -1)
 
 
 class TokenEmbeddings(nn.Module):
@@ -158,20 +81,20 @@ class TokenEmbeddings(nn.Module):
             lowest = torch.iinfo(torch.int64).min
             self.register_buffer(name, torch.tensor([lowest, *edges], device=device), persistent=False)
 
-    def _field(self, name: str) -> _Column:
-        return _Column(name, self.tables.first_row[name], self.tables.sizes[name])
+    def _field(self, name: str) -> Column:
+        return Column(name, self.tables.first_row[name], self.tables.sizes[name])
 
-    def _stream_columns(self, stream: str) -> list[_Column]:
+    def _stream_columns(self, stream: str) -> list[Column]:
         """What history tokens have beside their fields: a 0 or 1 per action, and codes from 1 of the stream's own."""
         first_row, sizes = self.tables.first_row, self.tables.sizes
         columns = []
         if self.has_actions:
             name = f"{stream}.action"
-            columns += [_Column(name, first_row[name] + bit - 1, size=2) for bit in range(sizes[name])]
+            columns += [Column(name, first_row[name] + bit - 1, size=2) for bit in range(sizes[name])]
         if self.has_intensity:
             columns.append(self._field(f"{stream}.intensity"))
         for name in (f"{stream}.position", f"{stream}.age"):
-            columns.append(_Column(name, first_row[name] - 1, sizes[name] + 1))
+            columns.append(Column(name, first_row[name] - 1, sizes[name] + 1))
         return columns
 
     def rows(self, batch: Batch) -> TokenRows:

@@ -10,10 +10,11 @@ from features.spec import FeatureSpec
 from model.baselines.attention import ResidualStack
 from model.batch import Batch
 from model.config import ModelConfig
-from model.embeddings import TokenEmbeddings, TokenRows, table_fields
+from model.embeddings import TokenEmbeddings, table_fields
 from model.heads import MultiTaskHeads, Predictions
 from model.stu import STUStack
 from model.tables import EmbeddingTables
+from model.tokens import TokenRows
 from model.training.distributed import World
 from model.training.sharded_tables import ShardedEmbeddingTables
 from model.transducer import MixtureOfTransducers

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from kernels import concat_jagged
 from model.baselines.encoders import ENCODERS
 from model.config import ModelConfig, StreamConfig
-from model.embeddings import EmbeddedTokens, HistoryTokens, JaggedTokens, tokens_per_event
+from model.embeddings import tokens_per_event
 from model.sequence import TokenSequence
 from model.stu import STUStack
+from model.tokens import EmbeddedTokens, HistoryTokens, JaggedTokens
 
 
 class HSTUTransducer(nn.Module):

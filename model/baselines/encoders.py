@@ -31,8 +31,8 @@ from kernels import concat_jagged
 from kernels.jagged import position_of_rows, request_of_rows
 from model.baselines.attention import CrossAttention, ResidualStack
 from model.config import ModelConfig, StreamConfig
-from model.embeddings import HistoryTokens, JaggedTokens
 from model.sequence import TokenSequence
+from model.tokens import HistoryTokens, JaggedTokens
 
 
 class Encoder(nn.Module):

@@ -26,7 +26,7 @@ from features.errors import DataError
 from features.spec import CategoricalField, FeatureSpec
 from model.batch import Batch, Candidates, UIHStream
 from model.config import ModelConfig
-from model.embeddings import EmbeddedTokens, table_fields
+from model.embeddings import table_fields
 from model.serving.export_tables import segment_rows
 from model.serving.parity_table import versions
 from model.serving.precision import Compute
@@ -34,6 +34,7 @@ from model.serving.quantize import RowFormat, TableFormat
 from model.serving.scorer_model import ServedModel
 from model.serving.scorer_transfers import TransferFigures, transfer_figures
 from model.stage import run_stage
+from model.tokens import EmbeddedTokens
 
 logger = logging.getLogger(__name__)
 _NOW_MS = 1_700_000_000_000

@@ -19,11 +19,11 @@ from model.batch import Batch
 from model.bench.step_batches import BenchShape, bench_batch, bench_config, bench_spec
 from model.bench.step_clock import KernelTimes, StepClock, host_times, host_waits, kernel_times, marked_lookup, wait_for
 from model.config import ModelConfig
-from model.embeddings import TokenRows
 from model.lbsl_simulation import kuairand_27k_lengths
 from model.loss import ranking_loss
 from model.ranker import Ranker
 from model.read_ahead import one_ahead
+from model.tokens import TokenRows
 from model.training.collection import only_new_objects
 from model.training.distributed import World
 from model.training.lbsl import LoadBalancer

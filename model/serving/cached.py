@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from kernels import hstu_attention_cached
-from model.embeddings import EmbeddedTokens, JaggedTokens
 from model.sequence import TokenSequence
 from model.serving.cached_layer import Products, products_of
 from model.serving.precision import Compute
 from model.stu import STULayer
+from model.tokens import EmbeddedTokens, JaggedTokens
 from model.transducer import HSTUTransducer, MixtureOfTransducers
 
 

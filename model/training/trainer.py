@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
-from model.embeddings import TokenRows
 from model.loss import ranking_loss
 from model.progress import Progress
 from model.ranker import Ranker
 from model.reader import Reader
+from model.tokens import TokenRows
 from model.training.checkpoint import Checkpoint, Header, restore_rng, rng_group, rng_tensors
 from model.training.collection import only_new_objects
 from model.training.distributed import World
