@@ -94,21 +94,6 @@ class _Traffic:
 
 
 @dataclass(frozen=True)
-class _Lookup:
-    """What the sums are made of: (N + 1,) offsets of bags, their codes, and how the values come here.
-
-    `take_calls` gives the functions of call_in_backward.
-    """
-
-    offsets_N1: Tensor
-    codes: _SortedCodes
-    traffic: _Traffic
-    world: World
-    impl: str
-    take_calls: Callable[[], tuple[Callable[[], None], ...]]
-
-
-@dataclass(frozen=True)
 class _Plan:
     """A lookup before the host knows how much it moves.
 
@@ -130,24 +115,28 @@ class _Begun:
     Attributes:
         plan: what it is.
         traffic: how much it moves.
-        values_SD: rows that the others want, then those of its own bags.
-        others_OD: ends the transfer.
+        rows: those that the others want, then those of its own bags, (S, D), and what ends the transfer and gives
+            (O, D). The one entry is taken out by forward(), so that they live no longer than their sums take.
     """
 
     plan: _Plan
     traffic: _Traffic
-    values_SD: Tensor
-    others_OD: Callable[[], Tensor]
+    rows: list[tuple[Tensor, Callable[[], Tensor]]]
 
 
 class ShardedEmbeddingTables(EmbeddingTables):
-    """The rows of one rank, and the lookup that all ranks take part in, with batches as different as they like."""
+    """The rows of one rank, and the lookup that all ranks take part in, with batches as different as they like.
+
+    Attributes:
+        world: the ranks.
+        impl: of the sums over bags, as the device has it.
+    """
 
     def __init__(self, fields: tuple[CategoricalField, ...], dim: int, *, device: torch.device, world: World) -> None:
         """Allocates this rank's rows, not yet initialised; arguments as EmbeddingTables."""
         super().__init__(fields, dim, device=device, num_shards=world.size, shard=world.rank)
-        self._world = world
-        self._impl = "triton" if device.type == "cuda" else "reference"
+        self.world = world
+        self.impl = "triton" if device.type == "cuda" else "reference"
         self._calls: tuple[Callable[[], None], ...] = ()
         # Narrow places are sorted faster.
         self._end = world.size * self.rows_per_shard
@@ -169,7 +158,7 @@ class ShardedEmbeddingTables(EmbeddingTables):
 
     def plan(self, rows_K: Tensor, offsets_N1: Tensor, num_present: int | None = None) -> _Plan:
         """As EmbeddingTables; called by all ranks alike. Waits for nothing, so `num_present` is not needed."""
-        codes, world = self._sorted(rows_K), self._world
+        codes, world = self._sorted(rows_K), self.world
         code_R1 = torch.searchsorted(codes.place_K1, self._bound_R1)
         needed_R = codes.row_K1[code_R1].diff()[self._turn_R]
         wanted_R = world.exchange(needed_R, [1] * world.size, [1] * world.size)
@@ -177,26 +166,25 @@ class ShardedEmbeddingTables(EmbeddingTables):
 
     def begin(self, plan: _Plan) -> _Begun:
         """Looks rows up and sends the others theirs; called by all ranks alike, after the update of the step before."""
-        traffic, world = self._traffic(plan.counts), self._world
+        traffic, world = self._traffic(plan.counts), self.world
         needed_O, own_I = plan.codes.held_U1[: traffic.rows].split([traffic.others_rows, traffic.own_rows])
         wanted_V = world.exchange(needed_O, traffic.needed, traffic.wanted)
         rows_S = torch.cat([wanted_V, own_I]).long()
         values_SD = self.sum_rows(Bags(rows_S, torch.arange(rows_S.numel() + 1, device=rows_S.device)))
         wanted_VD = values_SD.detach()[: traffic.wanted_rows]
-        return _Begun(plan, traffic, values_SD, world.start_exchange(wanted_VD, traffic.wanted, traffic.needed))
+        return _Begun(plan, traffic, [(values_SD, world.start_exchange(wanted_VD, traffic.wanted, traffic.needed))])
 
     def forward(self, begun: _Begun) -> Tensor:
         """(N, D) float32, the sums that were planned; called by all ranks alike, with backward() too."""
-        plan = begun.plan
-        lookup = _Lookup(plan.offsets_N1, plan.codes, begun.traffic, self._world, self._impl, self._taken_calls)
-        return _SumOfRanks.apply(begun.values_SD, begun.others_OD, lookup)
+        return _SumOfRanks.apply(*begun.rows.pop(), begun.plan, begun.traffic, self)
 
-    def _taken_calls(self) -> tuple[Callable[[], None], ...]:
+    def take_calls(self) -> tuple[Callable[[], None], ...]:
+        """The functions of call_in_backward, if it was called since."""
         calls, self._calls = self._calls, ()
         return calls
 
     def _sorted(self, rows_K: Tensor) -> _SortedCodes:
-        rows_K, size = rows_K.to(self._dtype), self._world.size
+        rows_K, size = rows_K.to(self._dtype), self.world.size
         place_K = self._first_place_R[rows_K % size] + rows_K // size
         place_K1 = pad(place_K.masked_fill_(rows_K < 0, self._end), (0, 1), value=self._end)
         place_K1, slot_K1 = place_K1.sort(stable=True)
@@ -205,7 +193,7 @@ class ShardedEmbeddingTables(EmbeddingTables):
         return _SortedCodes(place_K1, slot_K1, row_K1, place_U1 % self.rows_per_shard)
 
     def _traffic(self, copied: HostCopy) -> _Traffic:
-        world = self._world
+        world = self.world
         *counts, others_codes, num_codes = copied.read()
         needed, wanted = counts[: world.size], counts[world.size :]
         own_rows, needed[world.rank], wanted[world.rank] = needed[world.rank], 0, 0
@@ -216,34 +204,41 @@ class _SumOfRanks(torch.autograd.Function):
     """Sums the others' rows, which `others_OD` waits for, and the own ones over the bags; gradients go the way back."""
 
     @staticmethod
-    def forward(ctx: Any, values_SD: Tensor, others_OD: Callable[[], Tensor], lookup: _Lookup) -> Tensor:
-        codes, traffic, impl = lookup.codes, lookup.traffic, lookup.impl
-        num_slots = codes.slot_K1.numel() - 1
+    def forward(
+        ctx: Any,
+        values_SD: Tensor,
+        others_OD: Callable[[], Tensor],
+        plan: _Plan,
+        traffic: _Traffic,
+        tables: ShardedEmbeddingTables,
+    ) -> Tensor:
+        codes, num_slots = plan.codes, plan.codes.slot_K1.numel() - 1
         row_K = torch.empty_like(codes.row_K1).scatter_(0, codes.slot_K1, codes.row_K1)[:num_slots]
-        bag_M = request_of_rows(lookup.offsets_N1, num_slots)[codes.slot_K1[: traffic.codes]]
+        bag_M = request_of_rows(plan.offsets_N1, num_slots)[codes.slot_K1[: traffic.codes]]
         ctx.save_for_backward(bag_M, codes.row_K1[: traffic.codes])
-        ctx.lookup = lookup
+        ctx.traffic, ctx.tables = traffic, tables
         own_ID = values_SD[traffic.wanted_rows :]
-        return bag_sum(others_OD(), row_K, lookup.offsets_N1, impl=impl, more_WD=own_ID)
+        return bag_sum(others_OD(), row_K, plan.offsets_N1, impl=tables.impl, more_WD=own_ID)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        traffic, impl, gradient_ND = ctx.lookup.traffic, ctx.lookup.impl, gradients[0]
-        before, meanwhile = ctx.lookup.take_calls() or (_nothing, _nothing)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        traffic, tables, gradient_ND = ctx.traffic, ctx.tables, gradients[0]
+        before, meanwhile = tables.take_calls() or (_nothing, _nothing)
         before()
         others, own = slice(traffic.others_codes), slice(traffic.others_codes, None)
         bag_M, row_M = ctx.saved_tensors
         of_others_OD = gradient_ND.new_empty(traffic.others_rows, gradient_ND.shape[1])
-        bag_sum_gradient(gradient_ND, bag_M[others], row_M[others], out_UD=of_others_OD, impl=impl)
+        bag_sum_gradient(gradient_ND, bag_M[others], row_M[others], out_UD=of_others_OD, impl=tables.impl)
         # fbgemm wants them in one piece: what the others send comes straight to its place beside the own ones.
         gradient_SD = gradient_ND.new_empty(traffic.wanted_rows + traffic.own_rows, gradient_ND.shape[1])
         wanted_VD, own_ID = gradient_SD.split([traffic.wanted_rows, traffic.own_rows])
-        finish = ctx.lookup.world.start_exchange(of_others_OD, traffic.needed, traffic.wanted, into=wanted_VD)
-        bag_sum_gradient(gradient_ND, bag_M[own], row_M[own], out_UD=own_ID, impl=impl, first_row=traffic.others_rows)
+        finish = tables.world.start_exchange(of_others_OD, traffic.needed, traffic.wanted, into=wanted_VD)
+        first = traffic.others_rows
+        bag_sum_gradient(gradient_ND, bag_M[own], row_M[own], out_UD=own_ID, impl=tables.impl, first_row=first)
         meanwhile()
         finish()
-        return gradient_SD, None, None
+        return gradient_SD, None, None, None, None
 
 
 def _nothing() -> None:
